@@ -1,0 +1,80 @@
+// What Python needs besides the ops: build facts, gains, and the raw words and plans that tests look at.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "cpu/cpu.h"
+#include "ops.h"
+#include "philox.h"
+
+namespace py = pybind11;
+
+namespace xinit {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = XINIT_VERSION;
+  info["contract"] = 1;
+  info["torch"] = TORCH_VERSION;
+#ifdef XINIT_CUDA
+  info["cuda"] = XINIT_CUDA;
+  info["cuda_arches"] = XINIT_CUDA_ARCHES;
+#else
+  info["cuda"] = py::none();
+  info["cuda_arches"] = py::none();
+#endif
+  info["compiler"] = __VERSION__;
+  info["cpu_isa"] = cpu_isa();
+  return info;
+}
+
+std::vector<uint32_t> words(uint64_t seed, uint64_t stream, uint64_t block, uint64_t blocks) {
+  const Schedule keys = schedule(seed);
+  std::vector<uint32_t> out;
+  for (uint64_t i = 0; i < blocks; ++i)
+    for (const uint32_t w : philox_block(stream, block + i, keys).w) out.push_back(w);
+  return out;
+}
+
+Dtype parse_dtype(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat;
+  if (name == "float64") return Dtype::kDouble;
+  if (name == "float16") return Dtype::kHalf;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  throw py::value_error("dtype must be float32, float64, float16 or bfloat16, but found " + name);
+}
+
+py::dict describe(const Distribution& d) {
+  static const char* kinds[] = {"constant", "uniform", "normal", "truncated", "truncated_tail"};
+  py::dict out;
+  out["kind"] = kinds[static_cast<int>(d.kind)];
+  out["scale"] = d.scale;
+  out["shift"] = d.shift;
+  out["bounded"] = d.bounded;
+  out["low"] = d.low;
+  out["high"] = d.high;
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("build_info", &build_info);
+  m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
+  m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
+        "The 4 * blocks words from that block on.");
+  m.def(
+      "plan_uniform", [](double a, double b, const std::string& dtype) { return describe(uniform(a, b, parse_dtype(dtype))); },
+      py::arg("a"), py::arg("b"), py::arg("dtype"));
+  m.def("plan_normal", [](double mean, double std) { return describe(normal(mean, std)); }, py::arg("mean"), py::arg("std"));
+  m.def(
+      "plan_truncated_normal",
+      [](double mean, double std, double a, double b, const std::string& dtype) {
+        return describe(truncated_normal(mean, std, a, b, parse_dtype(dtype)));
+      },
+      py::arg("mean"), py::arg("std"), py::arg("a"), py::arg("b"), py::arg("dtype"));
+}
+
+}  // namespace xinit

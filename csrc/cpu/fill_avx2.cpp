@@ -1,0 +1,62 @@
+// The loop for AVX2 with FMA and F16C: 8 lanes.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define XINIT_VECTOR_BYTES 32
+#include "fill_loop.h"
+#include "vector_lanes.h"
+
+namespace xinit {
+
+namespace {
+
+struct Avx2 : VectorLanes {
+  static XINIT_HD F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static XINIT_HD bool any(I mask) { return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0; }
+  static XINIT_HD F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static XINIT_HD F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static XINIT_HD W multiply_low(W x, uint32_t multiplier) {
+    return reinterpret_cast<W>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(multiplier)));
+  }
+  static XINIT_HD U merge(W even, W odd) {
+    return reinterpret_cast<U>(_mm256_blend_epi32(reinterpret_cast<__m256i>(even),
+                                                  _mm256_shuffle_epi32(reinterpret_cast<__m256i>(odd), 0xA0), 0xAA));
+  }
+  static XINIT_HD void interleave(F (&x)[4]) {
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[2], x[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(x[2], x[3]));
+    x[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    x[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    x[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    x[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+  }
+  using VectorLanes::store;
+  static XINIT_HD void store(DtypeTag<Dtype::kHalf>, uint16_t* out, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+};
+
+}  // namespace
+
+void fill_avx2(const Fill& job, uint64_t begin, uint64_t end) { fill_units<Avx2>(job, begin, end); }
+
+}  // namespace xinit
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,177 @@
+// From words to values: the contract's formulas (version 1), written once for every device and instruction set.
+//
+// L names the lanes: a float F, a signed word I and an unsigned word U, scalars or vectors of the same length, and what
+// C++ operators do not say of them: fma, convert, bits, abs, select, any. Every operation is IEEE-754 binary32, rounded to
+// nearest even; every fused multiply-add is written. Compile with contraction off. Constants: transforms_fit.py.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "distribution.h"
+#include "philox.h"
+
+namespace xinit {
+
+struct ScalarLanes {
+  using F = float;
+  using I = int32_t;
+  using U = uint32_t;
+  static XINIT_HD F splat(float x) { return x; }
+  static XINIT_HD F fma(F a, F b, F c) { return ::fmaf(a, b, c); }
+  static XINIT_HD F abs(F x) { return ::fabsf(x); }
+  static XINIT_HD F to_float(I x) { return static_cast<float>(x); }
+  static XINIT_HD F to_float(U x) { return static_cast<float>(x); }
+  static XINIT_HD I as_signed(U x) { return static_cast<I>(x); }
+  static XINIT_HD bool any(bool mask) { return mask; }
+  template <class T>
+  static XINIT_HD T select(bool mask, T yes, T no) {
+    return mask ? yes : no;
+  }
+#ifdef __CUDA_ARCH__
+  static XINIT_HD F min(F a, F b) { return ::fminf(a, b); }
+  static XINIT_HD F max(F a, F b) { return ::fmaxf(a, b); }
+  static XINIT_HD I bits(F x) { return __float_as_int(x); }
+  static XINIT_HD F from_bits(I x) { return __int_as_float(x); }
+#else
+  static XINIT_HD F min(F a, F b) { return a < b ? a : b; }
+  static XINIT_HD F max(F a, F b) { return a > b ? a : b; }
+  static XINIT_HD I bits(F x) {
+    I r;
+    std::memcpy(&r, &x, sizeof r);
+    return r;
+  }
+  static XINIT_HD F from_bits(I x) {
+    F r;
+    std::memcpy(&r, &x, sizeof r);
+    return r;
+  }
+#endif
+};
+
+// c0 + x (c1 + x (c2 + ...))
+template <class L>
+XINIT_HD typename L::F polynomial(typename L::F, float c0) {
+  return L::splat(c0);
+}
+template <class L, class... Rest>
+XINIT_HD typename L::F polynomial(typename L::F x, float c0, Rest... rest) {
+  return L::fma(x, polynomial<L>(x, rest...), L::splat(c0));
+}
+
+// -2 ln(y) * kLogScale for normal y > 0. The scale is the one at which `root` needs no constant of its own.
+constexpr float kLogScale = 0x1.f193d4p-6f;
+
+template <class L>
+XINIT_HD typename L::F scaled_log(typename L::F y) {
+  const auto bits = L::bits(y);
+  const auto exponent = (bits - 0x3f3504f3) & static_cast<int32_t>(0xff800000);  // y = 2^n m, m in [sqrt 1/2, sqrt 2)
+  const auto f = L::from_bits(bits - exponent) - 1.0f;
+  const auto series = polynomial<L>(f, -0x1.f193d4p-5f, 0x1.f194c4p-6f, -0x1.4bbc44p-6f, 0x1.f0fa6ep-7f,
+                                    -0x1.8c1428p-7f, 0x1.575a54p-7f, -0x1.42daf4p-7f, 0x1.9235bep-8f);
+  return L::fma(f, series, L::to_float(exponent) * -0x1.58e4fap-28f);
+}
+
+// sqrt(x) and 1/sqrt(x) for scaled = kLogScale x: an integer guess and two Newton steps. Relative error 5e-7; sqrt(0) = 0.
+template <class F>
+struct Root {
+  F root, inverse;
+};
+
+template <class L>
+XINIT_HD Root<typename L::F> root(typename L::F scaled) {
+  auto y = L::from_bits(0x5f2004a0 - (L::bits(scaled) >> 1));
+  auto t = scaled * y;
+  y = y * L::fma(-t, y, L::splat(0x1.31e1f4p+1f));
+  t = scaled * y;
+  const auto step = L::fma(-t, y, L::splat(0x1.83accap+2f));
+  return {t * step, y * step * kLogScale};
+}
+
+// As root, with one more correction: correct to the last bit or two.
+template <class L>
+XINIT_HD typename L::F precise_root(typename L::F scaled) {
+  const auto r = root<L>(scaled);
+  const auto rest = L::fma(-r.root, r.root, scaled * (1 / kLogScale));
+  return L::fma(rest, r.inverse * 0.5f, r.root);
+}
+
+// The level of a uniform: an integer in [-2^23, 2^23), each equally likely. After transform's fma it lies in (a, b), for
+// a = -b without 0 and exactly symmetric.
+template <class L>
+XINIT_HD typename L::F uniform_sample(typename L::U word) {
+  return L::to_float(L::as_signed(word) >> 8);
+}
+
+// Two standard normals from two words (Box-Muller). u is in [2^-32, 1], never 0, and v in [-1/2, 1/2].
+template <class L>
+XINIT_HD void normal_samples(typename L::U word0, typename L::U word1, typename L::F& z0, typename L::F& z1) {
+  const auto u = L::fma(L::to_float(L::as_signed(word0 >> 1)), L::splat(0x1p-31f), L::splat(0x1p-32f));
+  const auto v = L::to_float(L::as_signed(word1)) * 0x1p-32f;
+  const auto radius = root<L>(scaled_log<L>(u)).root;
+  // With g = 1/4 - |v|, cos 2 pi v = sin 2 pi g is odd in g, and sin 2 pi v is v (1/2 - |v|) times a function even in g:
+  // both come out with their signs and with full relative accuracy at their zeros, and no quadrants are told apart.
+  const auto a = L::abs(v);
+  const auto g = 0.25f - a;
+  const auto h = g * g;
+  const auto cosine = g * polynomial<L>(h, 0x1.921fb6p+2f, -0x1.4abbf0p+5f, 0x1.466f3ep+6f, -0x1.32e974p+6f, 0x1.4701dep+5f);
+  const auto sine =
+      v * (0.5f - a) * polynomial<L>(h, 0x1.000000p+4f, -0x1.de9e60p+5f, 0x1.472a76p+6f, -0x1.d4786ep+5f, 0x1.8bd856p+4f);
+  z0 = radius * cosine;
+  z1 = radius * sine;
+}
+
+// A standard normal's quantile, by way of q, its probability from the nearer end: accurate in either tail, where q is small,
+// and in the centre, where 1 - 2q is. z = (1 - 2q) P(x) with x = -2 ln 4q(1 - q) is smooth through the centre; beyond 3
+// sigma z is a polynomial in sqrt(x).
+template <class L>
+XINIT_HD typename L::F truncated_sample(typename L::U word, const Distribution& d) {
+  using F = typename L::F;
+  const auto lower = L::as_signed(word >> 1) <= d.split;
+  const F base = L::select(lower, L::splat(d.base), L::splat(d.base_upper));
+  const F centre = L::select(lower, L::splat(d.centre), L::splat(d.centre_upper));
+  const F k = L::to_float(L::select(lower, word, ~word));
+  const F q = L::fma(k, L::splat(d.slope), base);
+  const F x = scaled_log<L>(q * L::fma(q, L::splat(-4.0f), L::splat(4.0f)));
+  F z = L::fma(k, L::splat(-2 * d.slope), centre) *
+        polynomial<L>(x, 0x1.40d90ap+0f, 0x1.59c2e0p+2f, 0x1.1992f4p+2f, -0x1.c0ddfep+3f, -0x1.6fa086p+4f, 0x1.350ebcp+7f,
+                      -0x1.0a489cp+8f, 0x1.4be628p+7f);
+  const auto tail = x > 0x1.49a524p-2f;
+  if (L::any(tail)) {
+    const F far = polynomial<L>(precise_root<L>(x) - 6.0f, 0x1.71b68ap+2f, 0x1.028d4cp+0f, 0x1.0d267cp-11f,
+                                -0x1.41f03ep-12f, 0x1.34824ep-14f, -0x1.ce3a44p-17f, 0x1.71aef4p-19f, -0x1.5b5230p-21f,
+                                0x1.9f9048p-25f, 0x1.9e79cap-26f, -0x1.2c5ef6p-28f);
+    z = L::select(tail, far, z);
+  }
+  return L::select(lower, -z, z);
+}
+
+// The distance beyond a bound that lies 6 sigma or more from the mean, in units of 1 / hazard: with delta the log of the
+// remaining mass's ratio, the root of delta = s + curvature s^2 / 2.
+template <class L>
+XINIT_HD typename L::F truncated_tail_sample(typename L::U word, const Distribution& d) {
+  const auto y = L::fma(L::to_float(word ^ d.flip), L::splat(d.slope), L::splat(d.base));
+  const auto x = scaled_log<L>(y);
+  const auto denominator = precise_root<L>(L::fma(x, L::splat(d.curvature), L::splat(kLogScale))) + 1.0f;
+  const auto inverse = root<L>(denominator * kLogScale).inverse;
+  return x * (1 / kLogScale) * inverse * inverse;
+}
+
+// Four values of one block, before clamping and rounding to the tensor's dtype.
+template <Kind kind, class L>
+XINIT_HD void transform(const typename L::U (&w)[4], typename L::F (&x)[4], const Distribution& d) {
+  if constexpr (kind == Kind::kNormal) {
+    normal_samples<L>(w[0], w[1], x[0], x[1]);
+    normal_samples<L>(w[2], w[3], x[2], x[3]);
+  }
+  XINIT_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kind == Kind::kConstant) x[i] = L::splat(0.0f);
+    if constexpr (kind == Kind::kUniform) x[i] = uniform_sample<L>(w[i]);
+    if constexpr (kind == Kind::kTruncated) x[i] = truncated_sample<L>(w[i], d);
+    if constexpr (kind == Kind::kTruncatedTail) x[i] = truncated_tail_sample<L>(w[i], d);
+    x[i] = L::fma(x[i], L::splat(d.scale), L::splat(d.shift));
+  }
+}
+
+}  // namespace xinit

@@ -1,0 +1,78 @@
+"""xinit: weight initialisation in which every weight is a pure function of (seed, name, index).
+
+``import xinit as init`` replaces ``from torch.nn import init``: the functions that draw are xinit's own, see
+:mod:`xinit.init`; the others are torch's.
+"""
+
+from typing import Any
+
+from torch.nn.init import (
+    _calculate_correct_fan as _calculate_correct_fan,
+)
+from torch.nn.init import (
+    _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
+)
+from torch.nn.init import (
+    constant_,
+    dirac_,
+    eye_,
+    ones_,
+    orthogonal_,
+    sparse_,
+    zeros_,
+)
+
+from xinit import _C
+from xinit.init import (
+    calculate_gain,
+    kaiming_normal_,
+    kaiming_uniform_,
+    lecun_normal_,
+    lecun_uniform_,
+    normal_,
+    trunc_normal_,
+    uniform_,
+    variance_scaling_,
+    xavier_normal_,
+    xavier_uniform_,
+)
+from xinit.keys import Key
+from xinit.window import Window
+
+__all__ = [
+    "Key",
+    "Window",
+    "build_info",
+    "calculate_gain",
+    "constant_",
+    "dirac_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "lecun_normal_",
+    "lecun_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "sparse_",
+    "trunc_normal_",
+    "uniform_",
+    "variance_scaling_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
+
+def build_info() -> dict[str, Any]:
+    """What this build is: version, contract version, the torch, compiler and CUDA it was built with, the CPU's instruction set.
+
+    Example:
+        >>> import xinit
+        >>> xinit.build_info()["contract"]
+        1
+    """
+    return dict(_C.build_info())
+
+
+__version__: str = build_info()["version"]

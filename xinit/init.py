@@ -1,0 +1,380 @@
+"""The functions of ``torch.nn.init`` that draw, with the same signatures, and their family.
+
+All of them work in place, without recording gradients, on a tensor of dtype float32, float64, float16 or bfloat16, with any
+strides, on CPU or CUDA, and return that tensor. A tensor on the meta device is left as it is; one without elements draws
+nothing. Besides their own arguments they take:
+
+    generator: the ``torch.Generator`` to take a key from; None for the default one of the tensor's device. It advances
+        by one draw, whatever the size of the tensor.
+    key: an :class:`xinit.Key` instead: the values are then a pure function of key and index.
+    window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
+
+and raise
+
+    TypeError: if ``tensor`` is not a tensor, or another argument of a wrong type.
+    NotImplementedError: for other dtypes, and for sparse or quantized tensors.
+    RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
+        the dtype; a generator of another device; memory that overlaps itself, or was released.
+    ValueError: for both a key and a generator; for a window that does not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from xinit import _C
+from xinit.keys import Key
+from xinit.window import Window
+
+_ops = torch.ops.xinit
+_uniform_ = _ops.uniform_.default
+_normal_ = _ops.normal_.default
+_trunc_normal_ = _ops.trunc_normal_.default
+_xavier_uniform_ = _ops.xavier_uniform_.default
+_xavier_normal_ = _ops.xavier_normal_.default
+_kaiming_uniform_ = _ops.kaiming_uniform_.default
+_kaiming_normal_ = _ops.kaiming_normal_.default
+_variance_scaling_ = _ops.variance_scaling_.default
+
+
+def _fill(
+    op: Any, tensor: Tensor, parameters: tuple[Any, ...], generator: Generator | None, key: Key | None, window: Window | None
+) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    try:
+        if key is None and window is None:
+            op(tensor, *parameters, generator=generator)
+        else:
+            op(tensor, *parameters, generator=generator, **_place(op, key, window))
+    except RuntimeError as error:
+        # What the dispatcher says of an argument that is not of the schema's type.
+        if "Expected a value of type" in str(error):
+            raise TypeError(str(error)) from None
+        raise
+    return tensor
+
+
+def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
+    place: dict[str, Any] = {}
+    if key is not None:
+        if not isinstance(key, Key):
+            raise TypeError(f"{op.__name__}: key must be an xinit.Key, but found {type(key).__name__}")
+        place["key"] = key.words
+    if window is not None:
+        if not isinstance(window, Window):
+            raise TypeError(f"{op.__name__}: window must be an xinit.Window, but found {type(window).__name__}")
+        place["global_shape"] = window.global_shape
+        place["offsets"] = window.offsets
+    return place
+
+
+def _slope(a: Any, nonlinearity: str) -> float:
+    """The negative slope, checked as torch checks it: only where it is used."""
+    if nonlinearity != "leaky_relu":
+        return 0.0
+    if isinstance(a, bool) or not isinstance(a, (int, float)):
+        raise ValueError(f"negative_slope {a} not a valid number")
+    return float(a)
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """The recommended gain for a nonlinearity, as ``torch.nn.init.calculate_gain``.
+
+    Args:
+        nonlinearity: "linear", "conv1d" to "conv3d", "conv_transpose1d" to "conv_transpose3d" or "sigmoid" (1), "tanh" (5/3),
+            "relu" (sqrt 2), "leaky_relu" (sqrt(2 / (1 + param²))) or "selu" (3/4).
+        param: the negative slope of leaky_relu, 0.01 by default.
+
+    Raises:
+        ValueError: if the nonlinearity is another one, or the slope not a number.
+
+    Example:
+        >>> import xinit
+        >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
+        1.386750
+    """
+    return _C.calculate_gain(nonlinearity, _slope(0.01 if param is None else param, nonlinearity))
+
+
+def uniform_(
+    tensor: Tensor,
+    a: float = 0.0,
+    b: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with draws from the uniform distribution on [a, b).
+
+    2^24 equally likely levels, symmetric about (a + b) / 2; no value leaves the interval in any dtype, and b is never
+    drawn. For a = b every value is a. See :mod:`xinit.init` for the tensor, the other arguments and the errors.
+
+    Args:
+        a: lower bound.
+        b: upper bound, at least a.
+
+    Raises:
+        ValueError: also if no value of the dtype lies in [a, b).
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.uniform_(torch.empty(3, 5), -1, 1, key=xinit.Key(0))
+        >>> bool((w.abs() < 1).all())
+        True
+    """
+    return _fill(_uniform_, tensor, (a, b), generator, key, window)
+
+
+def normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with draws from the normal distribution N(mean, std²).
+
+    Box-Muller, from two 32-bit words for two values; tails reach 6.66 standard deviations. See :mod:`xinit.init` for the
+    tensor, the other arguments and the errors.
+
+    Args:
+        mean: the mean.
+        std: the standard deviation, at least 0.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.normal_(torch.empty(1000, 1000), std=0.02, key=xinit.Key(0))
+        >>> round(w.std().item(), 4)
+        0.02
+    """
+    return _fill(_normal_, tensor, (mean, std), generator, key, window)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with draws from the normal distribution N(mean, std²) truncated to [a, b].
+
+    By inversion, ``mean + std Φ⁻¹(Φ(α) + u (Φ(β) - Φ(α)))`` with α and β the standardised bounds: one word for a value, in
+    one pass, without rejection and without atoms at the bounds, right also where the window lies far in a tail. See
+    :mod:`xinit.init` for the tensor, the other arguments and the errors.
+
+    Args:
+        mean: the mean of the normal distribution before truncation.
+        std: its standard deviation.
+        a: the least value, in absolute terms.
+        b: the greatest value, above a.
+
+    Raises:
+        ValueError: also if the window is empty: a >= b, no value of the dtype in [a, b], or std = 0 and the mean outside.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.trunc_normal_(torch.empty(1000, 1000), std=0.02, a=-0.04, b=0.04, key=xinit.Key(0))
+        >>> round(w.std().item(), 4), bool((w.abs() <= 0.04).all())
+        (0.0176, True)
+    """
+    return _fill(_trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
+
+
+def xavier_uniform_(
+    tensor: Tensor,
+    gain: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with Xavier's uniform distribution, U(-bound, bound).
+
+    ``bound = gain sqrt(6 / (fan_in + fan_out))``, so that ``std = gain sqrt(2 / (fan_in + fan_out))``: Glorot & Bengio,
+    "Understanding the difficulty of training deep feedforward neural networks", 2010. The fans of a weight of shape
+    (out, in, ...) are the products of in, or out, and all further dimensions. See :mod:`xinit.init` for the tensor, the other
+    arguments and the errors.
+
+    Args:
+        gain: a factor for the nonlinearity that follows, see :func:`calculate_gain`.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.xavier_uniform_(torch.empty(100, 200), key=xinit.Key(0))
+        >>> bool((w.abs() < (6 / 300) ** 0.5).all())
+        True
+    """
+    return _fill(_xavier_uniform_, tensor, (gain,), generator, key, window)
+
+
+def xavier_normal_(
+    tensor: Tensor,
+    gain: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with Xavier's normal distribution, N(0, std²) with ``std = gain sqrt(2 / (fan_in + fan_out))``.
+
+    Glorot & Bengio, 2010; see :func:`xavier_uniform_` for the fans, and :mod:`xinit.init` for the tensor, the other arguments
+    and the errors.
+
+    Args:
+        gain: a factor for the nonlinearity that follows, see :func:`calculate_gain`.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.xavier_normal_(torch.empty(1000, 3000), gain=5 / 3, key=xinit.Key(0))
+        >>> round(w.std().item() / (2 / 4000) ** 0.5, 2)
+        1.67
+    """
+    return _fill(_xavier_normal_, tensor, (gain,), generator, key, window)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with Kaiming's uniform distribution, U(-bound, bound).
+
+    ``bound = gain sqrt(3 / fan)``, so that ``std = gain / sqrt(fan)``, with the gain of the nonlinearity: sqrt(2) for ReLU. He
+    et al., "Delving deep into rectifiers", 2015. See :func:`xavier_uniform_` for the fans, and :mod:`xinit.init` for the tensor,
+    the other arguments and the errors.
+
+    Args:
+        a: the negative slope of the rectifier that follows; used with "leaky_relu" only.
+        mode: "fan_in" keeps the variance in the forward pass, "fan_out" in the backward pass.
+        nonlinearity: the name of what follows, see :func:`calculate_gain`.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions, or mode, nonlinearity or slope are not valid.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.kaiming_uniform_(torch.empty(100, 200), nonlinearity="relu", key=xinit.Key(0))
+        >>> bool((w.abs() < (6 / 200) ** 0.5).all())
+        True
+    """
+    slope = a if type(a) is float else _slope(a, nonlinearity)
+    return _fill(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with Kaiming's normal distribution, N(0, std²) with ``std = gain / sqrt(fan)``.
+
+    He et al., 2015; see :func:`kaiming_uniform_` for the arguments, and :mod:`xinit.init` for the tensor, the other arguments
+    and the errors.
+
+    Args:
+        a: the negative slope of the rectifier that follows; used with "leaky_relu" only.
+        mode: "fan_in" or "fan_out".
+        nonlinearity: the name of what follows, see :func:`calculate_gain`.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions, or mode, nonlinearity or slope are not valid.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.kaiming_normal_(torch.empty(1000, 800), nonlinearity="relu", key=xinit.Key(0))
+        >>> round(w.std().item(), 3), round((2 / 800) ** 0.5, 3)
+        (0.05, 0.05)
+    """
+    slope = a if type(a) is float else _slope(a, nonlinearity)
+    return _fill(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
+
+
+def variance_scaling_(
+    tensor: Tensor,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with a distribution of mean 0 and variance ``scale / fan``: the family of JAX's and Keras's initializers.
+
+    The fans are those of torch's layout, see :func:`xavier_uniform_`. See :mod:`xinit.init` for the tensor, the other arguments
+    and the errors.
+
+    Args:
+        scale: the variance times the fan, at least 0.
+        mode: "fan_in", "fan_out" or "fan_avg", their mean.
+        distribution: "normal", "uniform", or "truncated_normal" at 2 standard deviations before truncation, with the standard
+            deviation after truncation that is asked for.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions, or scale, mode or distribution are not valid.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.variance_scaling_(torch.empty(1000, 800), 2.0, "fan_avg", key=xinit.Key(0))
+        >>> round(w.var().item() * 900, 2)
+        2.0
+    """
+    return _fill(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
+
+
+def lecun_uniform_(
+    tensor: Tensor, generator: Generator | None = None, *, key: Key | None = None, window: Window | None = None
+) -> Tensor:
+    """Fill with LeCun's uniform distribution: :func:`variance_scaling_` with scale 1, fan_in, uniform.
+
+    Klambauer et al., "Self-normalizing neural networks", 2017, use it for SELU.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.lecun_uniform_(torch.empty(100, 300), key=xinit.Key(0))
+        >>> bool((w.abs() < 0.1).all())
+        True
+    """
+    return variance_scaling_(tensor, 1.0, "fan_in", "uniform", generator, key=key, window=window)
+
+
+def lecun_normal_(
+    tensor: Tensor, generator: Generator | None = None, *, key: Key | None = None, window: Window | None = None
+) -> Tensor:
+    """Fill with LeCun's normal distribution, truncated: :func:`variance_scaling_` with its defaults.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.lecun_normal_(torch.empty(1000, 400), key=xinit.Key(0))
+        >>> round(w.std().item(), 3)
+        0.05
+    """
+    return variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal", generator, key=key, window=window)

@@ -1,0 +1,88 @@
+"""Keys: values that name a stream of random words."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import torch
+
+_LIMIT = 1 << 64
+
+
+def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"Key: {name} must be an int, but found {value!r} of type bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"Key: {name} must be an int, but found {value!r} of type {type(value).__name__}") from None
+    if not least <= number < _LIMIT:
+        raise ValueError(f"Key: {name} must be in [{least}, 2**64), but found {number}")
+    return number % _LIMIT
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _folded(seed: int, stream: int, data: str | int) -> int:
+    head = seed.to_bytes(8, "little") + stream.to_bytes(8, "little")
+    tail = b"s" + data.encode() if isinstance(data, str) else b"i" + data.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(head + tail, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The name of one endless row of random words: a seed and a stream, both unsigned 64-bit integers.
+
+    A key is a value: equal keys give equal weights, on any device, in any order, however often they are used. Use one key
+    for each tensor, derived by :meth:`fold_in`.
+
+    Args:
+        seed: an integer in [-2**63, 2**64); a negative one means its two's complement, as for ``torch.manual_seed``.
+        stream: an integer in [0, 2**64).
+
+    Raises:
+        TypeError: if an argument is not an integer (a bool is not).
+        ValueError: if it is out of range.
+
+    Example:
+        >>> import torch, xinit
+        >>> key = xinit.Key(0).fold_in("layers.0.weight")
+        >>> w = xinit.normal_(torch.empty(3, 5), key=key)
+        >>> torch.equal(xinit.normal_(torch.empty(3, 5), key=key), w)
+        True
+    """
+
+    seed: int
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", _unsigned("seed", self.seed, -(1 << 63)))
+        object.__setattr__(self, "stream", _unsigned("stream", self.stream, 0))
+
+    def fold_in(self, data: str | SupportsIndex) -> Key:
+        """A new key for a part of what this one names: a parameter by its name, a layer or an expert by its number.
+
+        The new stream is the little-endian 8-byte BLAKE2b digest of seed, stream and data; strings and integers never
+        meet. The order of folding matters.
+
+        Args:
+            data: a string, or an integer in [0, 2**64).
+
+        Raises:
+            TypeError: if ``data`` is neither.
+            ValueError: if the integer is out of range.
+
+        Example:
+            >>> import xinit
+            >>> xinit.Key(0).fold_in("weight")
+            Key(seed=0, stream=5545109141820079266)
+        """
+        return Key(self.seed, _folded(self.seed, self.stream, data if isinstance(data, str) else _unsigned("data", data, 0)))
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """(seed, stream) as the signed 64-bit integers that ``torch.ops.xinit`` takes."""
+        half = _LIMIT // 2
+        return (self.seed + half) % _LIMIT - half, (self.stream + half) % _LIMIT - half
