@@ -9,7 +9,6 @@ Environment:
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -50,15 +49,21 @@ def with_cuda():
     if wanted == "1" and not possible:
         sys.exit(f"XINIT_CUDA=1, but torch {torch.__version__} has CUDA {torch.version.cuda} and nvcc is {nvcc}")
     chosen = possible if not wanted else wanted == "1"
-    why = f"torch {torch.__version__} has CUDA {torch.version.cuda}, nvcc is {nvcc}, XINIT_CUDA is {wanted or 'not set'}"
+    why = (
+        f"torch {torch.__version__} has CUDA {torch.version.cuda}, nvcc is {nvcc}, XINIT_CUDA is {wanted or 'not set'}"
+    )
     print(f"xinit: building {'with' if chosen else 'without'} CUDA ({why})")
     return chosen
 
 
-def cuda_include_dirs():
-    """The CUDA headers that came with torch, for toolkits that lack some (cusparse.h and the like)."""
+def cuda_dirs():
+    """Headers and libraries: the toolkit's, wherever it is, and the headers that came with torch, for what it lacks."""
+    homes = [Path(find_nvcc()).resolve().parent.parent, Path("/usr/local/cuda")]
+    libraries = [
+        str(home / lib) for home in homes for lib in ("lib64", "lib") if (home / lib / "libcudart.so").exists()
+    ]
     packages = Path(torch.__file__).parent.parent / "nvidia"
-    return [str(d) for d in sorted(packages.glob("cu*/include"))]
+    return [str(d) for d in sorted(packages.glob("cu*/include"))], libraries[:1]
 
 
 def sources(*suffixes):
@@ -68,17 +73,21 @@ def sources(*suffixes):
 def extension():
     macros = [("XINIT_VERSION", f'"{VERSION}"')]
     if not with_cuda():
-        return cpp_extension.CppExtension("xinit._C", sources(".cpp"), define_macros=macros, extra_compile_args=CXX_FLAGS)
+        return cpp_extension.CppExtension(
+            "xinit._C", sources(".cpp"), define_macros=macros, extra_compile_args=CXX_FLAGS
+        )
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
     macros += [
         ("XINIT_CUDA", f'"{torch.version.cuda}"'),
         ("XINIT_CUDA_ARCHES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'),
     ]
+    include_dirs, library_dirs = cuda_dirs()
     return cpp_extension.CUDAExtension(
         "xinit._C",
         sources(".cpp", ".cu"),
         define_macros=macros,
-        include_dirs=cuda_include_dirs(),
+        include_dirs=include_dirs,
+        library_dirs=library_dirs,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     )
 

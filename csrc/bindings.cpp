@@ -47,14 +47,13 @@ Dtype parse_dtype(const std::string& name) {
 }
 
 py::dict describe(const Distribution& d) {
-  static const char* kinds[] = {"constant", "uniform", "normal", "truncated", "truncated_tail"};
+  static const char* kinds[] = {"uniform", "uniform_clamped", "normal", "truncated", "truncated_tail"};
   py::dict out;
   out["kind"] = kinds[static_cast<int>(d.kind)];
   out["scale"] = d.scale;
   out["shift"] = d.shift;
-  out["bounded"] = d.bounded;
-  out["low"] = d.low;
-  out["high"] = d.high;
+  out["low"] = d.low_wide;
+  out["high"] = d.high_wide;
   return out;
 }
 
@@ -66,9 +65,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
         "The 4 * blocks words from that block on.");
   m.def(
-      "plan_uniform", [](double a, double b, const std::string& dtype) { return describe(uniform(a, b, parse_dtype(dtype))); },
+      "plan_uniform",
+      [](double a, double b, const std::string& dtype) { return describe(uniform(a, b, parse_dtype(dtype))); },
       py::arg("a"), py::arg("b"), py::arg("dtype"));
-  m.def("plan_normal", [](double mean, double std) { return describe(normal(mean, std)); }, py::arg("mean"), py::arg("std"));
+  m.def(
+      "plan_normal", [](double mean, double std) { return describe(normal(mean, std)); }, py::arg("mean"),
+      py::arg("std"));
   m.def(
       "plan_truncated_normal",
       [](double mean, double std, double a, double b, const std::string& dtype) {

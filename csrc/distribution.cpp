@@ -40,19 +40,20 @@ double round_nearest(double x, Dtype dtype) {
   return std::nearbyint(x / unit) * unit;
 }
 
-// Clamp only where a draw between `least` and `most` (before rounding to the dtype) could leave [low, high].
-void bound(Distribution& d, double low, double high, double least, double most, Dtype dtype) {
+void bound(Distribution& d, double low, double high) {
   if (low > high) throw std::domain_error("the interval holds no value of the tensor's dtype");
-  d.low = low + 0.0;  // never -0, whose order against +0 is not the same everywhere
-  d.high = high + 0.0;
-  d.bounded = !(round_nearest(least, dtype) >= low && round_nearest(most, dtype) <= high);
+  d.low_wide = low + 0.0;  // never -0, whose order against +0 is not the same everywhere
+  d.high_wide = high + 0.0;
+  d.low = static_cast<float>(d.low_wide);
+  d.high = static_cast<float>(d.high_wide);
 }
 
 constexpr double kSqrtHalf = 0.70710678118654752440;
 
 double upper_tail(double x) { return 0.5 * std::erfc(x * kSqrtHalf); }
 
-// hazard(x) - x for x >= 6, where hazard = density / upper tail: Laplace's continued fraction 1/(x + 2/(x + 3/(x + ...))).
+// hazard(x) - x for x >= 6, where hazard = density / upper tail: Laplace's continued fraction 1/(x + 2/(x + 3/(x +
+// ...))).
 double hazard_excess(double x) {
   double k = 0;
   for (int i = 60; i >= 1; --i) k = i / (x + k);
@@ -90,6 +91,7 @@ double round_down(double x, Dtype dtype, bool strictly) {
 
 Distribution constant(double value) {
   Distribution d;
+  d.kind = Kind::kUniform;
   d.shift = static_cast<float>(value);
   return d;
 }
@@ -98,11 +100,12 @@ Distribution uniform(double a, double b, Dtype dtype) {
   if (a == b) return constant(a);
   const double half = b / 2 - a / 2, middle = b / 2 + a / 2;
   Distribution d;
-  d.kind = Kind::kUniform;
   d.scale = static_cast<float>(half) * 0x1p-23f;
   d.shift = static_cast<float>(middle + half * 0x1p-24);
-  bound(d, round_up(a, dtype), round_down(b, dtype, true), std::fma(-0x1p23f, d.scale, d.shift),
-        std::fma(0x1p23f - 1, d.scale, d.shift), dtype);
+  bound(d, round_up(a, dtype), round_down(b, dtype, true));
+  const double least = round_nearest(std::fma(-0x1p23f, d.scale, d.shift), dtype);
+  const double most = round_nearest(std::fma(0x1p23f - 1, d.scale, d.shift), dtype);
+  d.kind = least >= d.low_wide && most <= d.high_wide ? Kind::kUniform : Kind::kUniformClamped;
   return d;
 }
 
@@ -115,12 +118,16 @@ Distribution normal(double mean, double std) {
 }
 
 Distribution truncated_normal(double mean, double std, double a, double b, Dtype dtype) {
-  if (std == 0 && a <= mean && mean <= b) return constant(mean);
+  if (std == 0 && a <= mean && mean <= b) {
+    Distribution d = constant(mean);
+    d.kind = Kind::kUniformClamped;
+    bound(d, round_up(a, dtype), round_down(b, dtype, false));
+    return d;
+  }
   if (std == 0 || a == b) throw std::domain_error("the interval holds none of the normal's mass");
   const double alpha = (a - mean) / std, beta = (b - mean) / std;
   Distribution d;
-  const double infinity = std::numeric_limits<double>::infinity();
-  bound(d, round_up(a, dtype), round_down(b, dtype, false), -infinity, infinity, dtype);
+  bound(d, round_up(a, dtype), round_down(b, dtype, false));
   if (alpha >= 6) {
     truncate_tail(d, alpha, beta, std);
     d.flip = ~0u;
@@ -140,10 +147,7 @@ Distribution truncated_normal(double mean, double std, double a, double b, Dtype
     d.slope = static_cast<float>(mass * 0x1p-32);
     d.base = static_cast<float>(below + mass * 0x1p-33);
     d.base_upper = static_cast<float>(above + mass * 0x1p-33);
-    d.centre = static_cast<float>(std::erf(-alpha * kSqrtHalf) - mass * 0x1p-32);
-    d.centre_upper = static_cast<float>(std::erf(beta * kSqrtHalf) - mass * 0x1p-32);
-    const double median = 0.5 * std::erf(-alpha * kSqrtHalf) / mass * 0x1p31;  // in half words
-    d.split = static_cast<int32_t>(std::clamp(std::floor(median) - 1, -1.0, 0x1p31 - 1));
+    d.centre = static_cast<float>(0.5 * (std::erf(alpha * kSqrtHalf) + std::erf(beta * kSqrtHalf)) + mass * 0x1p-32);
   }
   return d;
 }

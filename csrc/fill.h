@@ -59,18 +59,18 @@ auto specialize(Kind kind, Dtype dtype, F f) {
     return f(k, DtypeTag<Dtype::kFloat>{});
   };
   switch (kind) {
-    case Kind::kUniform:
-      return with_kind(KindTag<Kind::kUniform>{});
+    case Kind::kUniformClamped:
+      return with_kind(KindTag<Kind::kUniformClamped>{});
     case Kind::kNormal:
       return with_kind(KindTag<Kind::kNormal>{});
     case Kind::kTruncated:
       return with_kind(KindTag<Kind::kTruncated>{});
     case Kind::kTruncatedTail:
       return with_kind(KindTag<Kind::kTruncatedTail>{});
-    case Kind::kConstant:
+    case Kind::kUniform:
       break;
   }
-  return with_kind(KindTag<Kind::kConstant>{});
+  return with_kind(KindTag<Kind::kUniform>{});
 }
 
 }  // namespace xinit

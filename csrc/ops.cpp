@@ -5,8 +5,11 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
+
+#include "float_environment.h"
 
 namespace xinit {
 namespace {
@@ -25,16 +28,17 @@ struct Arguments {
 Source check_source(const Arguments& args) {
   if (!args.key) return {std::nullopt, args.generator};
   TORCH_CHECK_VALUE(!args.generator || !args.generator->defined(), args.op, ": key and generator exclude each other");
-  TORCH_CHECK_VALUE(args.key->size() == 2, args.op, ": key is (seed, stream), but found ", args.key->size(), " numbers");
+  TORCH_CHECK_VALUE(args.key->size() == 2, args.op, ": key is (seed, stream), but found ", args.key->size(),
+                    " numbers");
   return {Key{static_cast<uint64_t>((*args.key)[0]), static_cast<uint64_t>((*args.key)[1])}, std::nullopt};
 }
 
 void check_tensor(const Arguments& args) {
   const at::Tensor& self = args.self;
   const auto type = self.scalar_type();
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, '"', args.op,
-      "\" not implemented for '", type, "': supported are Float, Double, Half and BFloat16");
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
+                              '"', args.op, "\" not implemented for '", type,
+                              "': supported are Float, Double, Half and BFloat16");
   if (self.is_meta()) return;
   at::assert_no_internal_overlap(self);
   if (self.numel() == 0) return;
@@ -105,8 +109,10 @@ struct Target {
 using Plan = std::optional<Distribution>;
 
 void check_in_range(const Target& target, const char* what, double value) {
-  TORCH_CHECK(std::abs(value) <= largest(target.dtype), what, " is out of bounds for ", target.type, ": ", target.op,
-              " received ", what, "=", value);
+  // A float64 tensor holds float32 values, widened.
+  const double most = std::min(largest(target.dtype), largest(Dtype::kFloat));
+  TORCH_CHECK(std::abs(value) <= most, what, " is out of bounds for ", target.type, ": ", target.op, " received ", what,
+              "=", value);
 }
 
 void check_normal(const Target& target, double mean, double std) {
@@ -181,10 +187,25 @@ Plan plan_xavier_normal(const Target& target, double gain) {
   return with_std(target, gain, Fan::kAverage, [&](double std) { return plan_normal(target, 0, std); });
 }
 
-Fan kaiming_mode(std::string_view mode) {
+// Upper and lower case are alike, as for torch.
+std::string lower(std::string_view name) {
+  std::string out(name);
+  for (char& c : out) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return out;
+}
+
+Fan kaiming_mode(std::string_view name) {
+  const std::string mode = lower(name);
   TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out", "Mode ", mode,
                     " not supported, please use one of ['fan_in', 'fan_out']");
   return mode == "fan_in" ? Fan::kIn : Fan::kOut;
+}
+
+Fan variance_scaling_mode(std::string_view name) {
+  const std::string mode = lower(name);
+  TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out" || mode == "fan_avg", "Mode ", mode,
+                    " not supported, please use one of ['fan_in', 'fan_out', 'fan_avg']");
+  return mode == "fan_avg" ? Fan::kAverage : kaiming_mode(mode);
 }
 
 Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
@@ -201,9 +222,9 @@ Plan plan_variance_scaling(const Target& target, double scale, std::string_view 
   const bool truncated = distribution == "truncated_normal", normal = distribution == "normal";
   TORCH_CHECK_VALUE(truncated || normal || distribution == "uniform", "Distribution ", distribution,
                     " not supported, please use one of ['truncated_normal', 'normal', 'uniform']");
-  TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ", scale);
-  const Fan fan = mode == "fan_avg" ? Fan::kAverage : kaiming_mode(mode);
-  return with_std(target, std::sqrt(scale), fan, [&](double std) {
+  TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
+                    scale);
+  return with_std(target, std::sqrt(scale), variance_scaling_mode(mode), [&](double std) {
     if (normal) return plan_normal(target, 0, std);
     if (!truncated) return plan_uniform_std(target, std);
     const double untruncated = std / 0.87962566103423978;  // the std of a standard normal truncated to +-2
@@ -216,6 +237,7 @@ Plan plan_variance_scaling(const Target& target, double scale, std::string_view 
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
 template <class MakePlan>
 void run(FillTensor fill, const Arguments& args, MakePlan make_plan) {
+  const FloatEnvironment environment;
   check_tensor(args);
   const Source source = check_source(args);
   if (!concrete(args.self.sym_sizes()) || (args.global_shape && !concrete(*args.global_shape)) ||
@@ -240,6 +262,8 @@ void implement(torch::Library& library, FillTensor fill, const char* op, Plan (*
 // In place and without autograd: a leaf that requires grad is filled as under no_grad, and its version moves on.
 void bump_version(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const at::Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
+  TORCH_CHECK(!self.is_inference(), op.schema().name(),
+              ": Inplace update to inference tensor outside InferenceMode is not allowed.");
   {
     at::AutoDispatchBelowADInplaceOrView below;
     op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
@@ -265,11 +289,13 @@ Dtype dtype_of(const at::Tensor& tensor) {
 }
 
 double calculate_gain(std::string_view nonlinearity, double slope) {
-  for (const char* name : {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-                           "conv_transpose3d", "sigmoid"})
+  for (const char* name :
+       {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"})
     if (nonlinearity == name) return 1;
   if (nonlinearity == "tanh") return 5.0 / 3;
   if (nonlinearity == "relu") return std::sqrt(2.0);
+  TORCH_CHECK_VALUE(nonlinearity != "leaky_relu" || std::isfinite(slope), "negative_slope ", slope,
+                    " not a valid number");
   if (nonlinearity == "leaky_relu") return std::sqrt(2.0 / (1 + slope * slope));
   if (nonlinearity == "selu") return 3.0 / 4;
   C10_THROW_ERROR(ValueError, c10::str("Unsupported nonlinearity ", nonlinearity));

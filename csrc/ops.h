@@ -25,8 +25,8 @@ struct Source {
   std::optional<at::Generator> generator;
 };
 
-// Fills the windows of a checked tensor. Takes from the generator even if there is no window to fill: a rank whose shard
-// is empty advances like the others.
+// Fills the windows of a checked tensor. Takes from the generator even if there is no window to fill: a rank whose
+// shard is empty advances like the others.
 using FillTensor = void (*)(const at::Tensor& self, const Distribution&, const std::vector<Placed>&, const Source&);
 
 // Registers every op for the library's dispatch key. Each device's file calls it, at its end, with its own fill.

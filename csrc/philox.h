@@ -34,26 +34,32 @@ XINIT_HD constexpr Schedule schedule(uint64_t seed) {
   return keys;
 }
 
-// Ten rounds on c[0..3], each a word in the low half of a 64-bit lane L::W (uint64_t or a vector of them). Only low halves
-// are ever read, so the high halves may hold anything: a product serves as its own low word, with no masking.
+// Ten rounds on c[0..3]. L names the word W, a scalar or a vector of them, and its product by a multiplier, high and
+// low. Vector lanes keep a word in the low half of 64 bits and whatever they like above it: a product is then its own
+// low word.
 template <class L>
 XINIT_HD constexpr void philox4x32_10(typename L::W (&c)[4], const Schedule& keys) {
   XINIT_UNROLL
   for (int i = 0; i < kRounds; ++i) {
-    const auto product0 = L::multiply_low(c[0], kMultiplier0);
-    const auto product1 = L::multiply_low(c[2], kMultiplier1);
-    c[0] = (product1 >> 32) ^ c[1] ^ keys.key0[i];
-    c[1] = product1;
-    c[2] = (product0 >> 32) ^ c[3] ^ keys.key1[i];
-    c[3] = product0;
+    const auto product0 = L::multiply(c[0], kMultiplier0);
+    const auto product1 = L::multiply(c[2], kMultiplier1);
+    c[0] = product1.high ^ c[1] ^ keys.key0[i];
+    c[1] = product1.low;
+    c[2] = product0.high ^ c[3] ^ keys.key1[i];
+    c[3] = product0.low;
   }
 }
 
+template <class W>
+struct Product {
+  W high, low;
+};
+
 struct ScalarWords {
-  using W = uint64_t;
-  // 32 x 32 -> 64 bits; what stands above the low 32 bits of x is ignored.
-  static XINIT_HD constexpr W multiply_low(W x, uint32_t multiplier) {
-    return static_cast<uint64_t>(static_cast<uint32_t>(x)) * multiplier;
+  using W = uint32_t;
+  static XINIT_HD constexpr Product<W> multiply(W x, uint32_t multiplier) {
+    const uint64_t product = static_cast<uint64_t>(x) * multiplier;
+    return {static_cast<uint32_t>(product >> 32), static_cast<uint32_t>(product)};
   }
 };
 
@@ -63,10 +69,10 @@ struct Words {
 
 // The four words of one block: logical elements 4 * block ... 4 * block + 3 of the stream.
 XINIT_HD constexpr Words philox_block(uint64_t stream, uint64_t block, const Schedule& keys) {
-  uint64_t c[4] = {stream, stream >> 32, block, block >> 32};
-  philox4x32_10<ScalarWords>(c, keys);
-  return {{static_cast<uint32_t>(c[0]), static_cast<uint32_t>(c[1]), static_cast<uint32_t>(c[2]),
-           static_cast<uint32_t>(c[3])}};
+  Words words{{static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32), static_cast<uint32_t>(block),
+               static_cast<uint32_t>(block >> 32)}};
+  philox4x32_10<ScalarWords>(words.w, keys);
+  return words;
 }
 
 }  // namespace xinit

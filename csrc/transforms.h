@@ -1,8 +1,8 @@
 // From words to values: the contract's formulas (version 1), written once for every device and instruction set.
 //
 // L names the lanes: a float F, a signed word I and an unsigned word U, scalars or vectors of the same length, and what
-// C++ operators do not say of them: fma, convert, bits, abs, select, any. Every operation is IEEE-754 binary32, rounded to
-// nearest even; every fused multiply-add is written. Compile with contraction off. Constants: transforms_fit.py.
+// C++ operators do not say of them: fma, convert, bits, abs, select, any. Every operation is IEEE-754 binary32, rounded
+// to nearest even; every fused multiply-add is written. Compile with contraction off. Constants: transforms_fit.py.
 #pragma once
 
 #include <cmath>
@@ -72,7 +72,8 @@ XINIT_HD typename L::F scaled_log(typename L::F y) {
   return L::fma(f, series, L::to_float(exponent) * -0x1.58e4fap-28f);
 }
 
-// sqrt(x) and 1/sqrt(x) for scaled = kLogScale x: an integer guess and two Newton steps. Relative error 5e-7; sqrt(0) = 0.
+// sqrt(x) and 1/sqrt(x) for scaled = kLogScale x: an integer guess and two Newton steps. Relative error 5e-7; sqrt(0) =
+// 0.
 template <class F>
 struct Root {
   F root, inverse;
@@ -96,8 +97,8 @@ XINIT_HD typename L::F precise_root(typename L::F scaled) {
   return L::fma(rest, r.inverse * 0.5f, r.root);
 }
 
-// The level of a uniform: an integer in [-2^23, 2^23), each equally likely. After transform's fma it lies in (a, b), for
-// a = -b without 0 and exactly symmetric.
+// The level of a uniform: an integer in [-2^23, 2^23), each equally likely. After transform's fma it lies in (a, b),
+// for a = -b without 0 and exactly symmetric.
 template <class L>
 XINIT_HD typename L::F uniform_sample(typename L::U word) {
   return L::to_float(L::as_signed(word) >> 8);
@@ -109,45 +110,72 @@ XINIT_HD void normal_samples(typename L::U word0, typename L::U word1, typename 
   const auto u = L::fma(L::to_float(L::as_signed(word0 >> 1)), L::splat(0x1p-31f), L::splat(0x1p-32f));
   const auto v = L::to_float(L::as_signed(word1)) * 0x1p-32f;
   const auto radius = root<L>(scaled_log<L>(u)).root;
-  // With g = 1/4 - |v|, cos 2 pi v = sin 2 pi g is odd in g, and sin 2 pi v is v (1/2 - |v|) times a function even in g:
-  // both come out with their signs and with full relative accuracy at their zeros, and no quadrants are told apart.
+  // With g = 1/4 - |v|, cos 2 pi v = sin 2 pi g is odd in g, and sin 2 pi v is v (1/2 - |v|) times a function even in
+  // g: both come out with their signs and with full relative accuracy at their zeros, and no quadrants are told apart.
   const auto a = L::abs(v);
   const auto g = 0.25f - a;
   const auto h = g * g;
-  const auto cosine = g * polynomial<L>(h, 0x1.921fb6p+2f, -0x1.4abbf0p+5f, 0x1.466f3ep+6f, -0x1.32e974p+6f, 0x1.4701dep+5f);
-  const auto sine =
-      v * (0.5f - a) * polynomial<L>(h, 0x1.000000p+4f, -0x1.de9e60p+5f, 0x1.472a76p+6f, -0x1.d4786ep+5f, 0x1.8bd856p+4f);
+  const auto cosine =
+      g * polynomial<L>(h, 0x1.921fb6p+2f, -0x1.4abbf0p+5f, 0x1.466f3ep+6f, -0x1.32e974p+6f, 0x1.4701dep+5f);
+  const auto sine = v * (0.5f - a) *
+                    polynomial<L>(h, 0x1.000000p+4f, -0x1.de9e60p+5f, 0x1.472a76p+6f, -0x1.d4786ep+5f, 0x1.8bd856p+4f);
   z0 = radius * cosine;
   z1 = radius * sine;
 }
 
-// A standard normal's quantile, by way of q, its probability from the nearer end: accurate in either tail, where q is small,
-// and in the centre, where 1 - 2q is. z = (1 - 2q) P(x) with x = -2 ln 4q(1 - q) is smooth through the centre; beyond 3
-// sigma z is a polynomial in sqrt(x).
+// A standard normal's quantile is z = t R(x), where t = 2p - 1 is computed for itself, so that it is accurate near
+// zero, and x = -2 ln 4p(1 - p) from the smaller of p and 1 - p, so that it is accurate in either tail. R is smooth
+// through the centre: one polynomial serves to 3 sigma, another beyond.
+constexpr float kFirstTail = 0x1.49a526p-2f;  // the least scaled x beyond 3 sigma
+
 template <class L>
-XINIT_HD typename L::F truncated_sample(typename L::U word, const Distribution& d) {
-  using F = typename L::F;
-  const auto lower = L::as_signed(word >> 1) <= d.split;
-  const F base = L::select(lower, L::splat(d.base), L::splat(d.base_upper));
-  const F centre = L::select(lower, L::splat(d.centre), L::splat(d.centre_upper));
-  const F k = L::to_float(L::select(lower, word, ~word));
-  const F q = L::fma(k, L::splat(d.slope), base);
-  const F x = scaled_log<L>(q * L::fma(q, L::splat(-4.0f), L::splat(4.0f)));
-  F z = L::fma(k, L::splat(-2 * d.slope), centre) *
-        polynomial<L>(x, 0x1.40d90ap+0f, 0x1.59c2e0p+2f, 0x1.1992f4p+2f, -0x1.c0ddfep+3f, -0x1.6fa086p+4f, 0x1.350ebcp+7f,
-                      -0x1.0a489cp+8f, 0x1.4be628p+7f);
-  const auto tail = x > 0x1.49a524p-2f;
-  if (L::any(tail)) {
-    const F far = polynomial<L>(precise_root<L>(x) - 6.0f, 0x1.71b68ap+2f, 0x1.028d4cp+0f, 0x1.0d267cp-11f,
-                                -0x1.41f03ep-12f, 0x1.34824ep-14f, -0x1.ce3a44p-17f, 0x1.71aef4p-19f, -0x1.5b5230p-21f,
-                                0x1.9f9048p-25f, 0x1.9e79cap-26f, -0x1.2c5ef6p-28f);
-    z = L::select(tail, far, z);
-  }
-  return L::select(lower, -z, z);
+XINIT_HD typename L::F truncated_tail_ratio(typename L::F x) {
+  return polynomial<L>(x - 0x1.79758cp+0f, 0x1.b048f8p+2f, 0x1.31906ap+1f, -0x1.9ed670p-2f, 0x1.1610d2p-3f,
+                       -0x1.ceab42p-5f, 0x1.b50f66p-6f, -0x1.b7c6d4p-7f, 0x1.14a4b6p-8f, -0x1.97fd88p-10f,
+                       0x1.18c1dap-7f, -0x1.7d5066p-8f, -0x1.224f6cp-7f, 0x1.859ce2p-8f, 0x1.d7ed98p-8f,
+                       -0x1.2846f0p-8f, -0x1.2f890ap-9f, 0x1.899abcp-10f);
 }
 
-// The distance beyond a bound that lies 6 sigma or more from the mean, in units of 1 / hazard: with delta the log of the
-// remaining mass's ratio, the root of delta = s + curvature s^2 / 2.
+template <class L, int n>
+XINIT_HD typename L::F greatest(const typename L::F (&x)[n]) {
+  auto result = L::max(x[0], x[1]);
+  XINIT_UNROLL
+  for (int i = 2; i < n; i += 2) result = L::max(result, L::max(x[i], x[i + 1]));
+  return result;
+}
+
+template <class L, int n>
+XINIT_HD void truncated_samples(const typename L::U (&w)[n], typename L::F (&z)[n], const Distribution& d) {
+  using F = typename L::F;
+  F x[n], t[n];
+  XINIT_UNROLL
+  for (int i = 0; i < n; ++i) {
+    t[i] = L::fma(L::to_float(L::as_signed(w[i] ^ 0x80000000u)), L::splat(2 * d.slope), L::splat(d.centre));
+    const F below = L::fma(L::to_float(w[i]), L::splat(d.slope), L::splat(d.base));
+    const F above = L::fma(L::to_float(~w[i]), L::splat(d.slope), L::splat(d.base_upper));
+    const F q = L::min(below, above);
+    x[i] = scaled_log<L>(q * L::fma(q, L::splat(-4.0f), L::splat(4.0f)));
+    z[i] = polynomial<L>(x[i], 0x1.40d90ap+0f, 0x1.59c2e0p+2f, 0x1.1992f4p+2f, -0x1.c0ddfep+3f, -0x1.6fa086p+4f,
+                         0x1.350ebcp+7f, -0x1.0a489cp+8f, 0x1.4be628p+7f);
+  }
+  // Few are beyond 3 sigma, so they are mended one at a time, farthest first, by one copy of the code.
+  F farthest = greatest<L>(x);
+  while (L::any(farthest >= kFirstTail)) {
+    const F ratio = truncated_tail_ratio<L>(farthest), reach = L::max(farthest, L::splat(kFirstTail));
+    XINIT_UNROLL
+    for (int i = 0; i < n; ++i) {
+      const auto hit = x[i] >= reach;
+      z[i] = L::select(hit, ratio, z[i]);
+      x[i] = L::select(hit, L::splat(0.0f), x[i]);
+    }
+    farthest = greatest<L>(x);
+  }
+  XINIT_UNROLL
+  for (int i = 0; i < n; ++i) z[i] = z[i] * t[i];
+}
+
+// The distance beyond a bound that lies 6 sigma or more from the mean, in units of 1 / hazard: with delta the log of
+// the remaining mass's ratio, the root of delta = s + curvature s^2 / 2.
 template <class L>
 XINIT_HD typename L::F truncated_tail_sample(typename L::U word, const Distribution& d) {
   const auto y = L::fma(L::to_float(word ^ d.flip), L::splat(d.slope), L::splat(d.base));
@@ -157,18 +185,17 @@ XINIT_HD typename L::F truncated_tail_sample(typename L::U word, const Distribut
   return x * (1 / kLogScale) * inverse * inverse;
 }
 
-// Four values of one block, before clamping and rounding to the tensor's dtype.
-template <Kind kind, class L>
-XINIT_HD void transform(const typename L::U (&w)[4], typename L::F (&x)[4], const Distribution& d) {
+// The values of one or more blocks, before clamping and rounding to the tensor's dtype.
+template <Kind kind, class L, int n>
+XINIT_HD void transform(const typename L::U (&w)[n], typename L::F (&x)[n], const Distribution& d) {
   if constexpr (kind == Kind::kNormal) {
-    normal_samples<L>(w[0], w[1], x[0], x[1]);
-    normal_samples<L>(w[2], w[3], x[2], x[3]);
+    XINIT_UNROLL
+    for (int i = 0; i < n; i += 2) normal_samples<L>(w[i], w[i + 1], x[i], x[i + 1]);
   }
+  if constexpr (kind == Kind::kTruncated) truncated_samples<L>(w, x, d);
   XINIT_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (kind == Kind::kConstant) x[i] = L::splat(0.0f);
-    if constexpr (kind == Kind::kUniform) x[i] = uniform_sample<L>(w[i]);
-    if constexpr (kind == Kind::kTruncated) x[i] = truncated_sample<L>(w[i], d);
+  for (int i = 0; i < n; ++i) {
+    if constexpr (kind == Kind::kUniform || kind == Kind::kUniformClamped) x[i] = uniform_sample<L>(w[i]);
     if constexpr (kind == Kind::kTruncatedTail) x[i] = truncated_tail_sample<L>(w[i], d);
     x[i] = L::fma(x[i], L::splat(d.scale), L::splat(d.shift));
   }

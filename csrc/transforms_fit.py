@@ -5,6 +5,8 @@ coefficients are rounded to binary32 from the constant upwards, refitting the re
 of one is absorbed by the others. The value contract freezes the result: new constants are a new contract version.
 """
 
+import functools
+
 import mpmath as mp
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -12,13 +14,18 @@ from numpy.polynomial import chebyshev
 mp.mp.dps = 40
 
 
+@functools.cache
+def sampled(f, x):
+    return np.array([float(f(mp.mpf(v))) for v in x])
+
+
 def minimax(f, weight, lo, hi, degree, fixed=(), points=1500, rounds=300):
     """Coefficients (lowest first) and weighted error of the best polynomial that starts with `fixed`."""
     t = np.cos(np.pi * (np.arange(points) + 0.5) / points)
     x = (lo + hi) / 2 + (hi - lo) / 2 * t
     known = np.polynomial.polynomial.polyval(x, fixed) if fixed else 0.0 * x
-    target = (np.array([float(f(mp.mpf(float(v)))) for v in x]) - known) / x ** len(fixed)
-    scale = np.array([float(weight(mp.mpf(float(v)))) for v in x]) * x ** len(fixed)
+    target = (sampled(f, tuple(x.tolist())) - known) / x ** len(fixed)
+    scale = sampled(weight, tuple(x.tolist())) * x ** len(fixed)
     basis = chebyshev.chebvander(t, degree - len(fixed))
     mass = np.full(points, 1.0 / points)
     best, error = None, np.inf
@@ -42,7 +49,9 @@ def rounded(f, weight, lo, hi, degree):
         fixed.append(float(np.float32(c[len(fixed)])))
     x = np.linspace(lo, hi, 4001)
     p = np.polynomial.polynomial.polyval(x, fixed)
-    error = max(abs((v - float(f(mp.mpf(float(t))))) * float(weight(mp.mpf(float(t))))) for t, v in zip(x, p))
+    error = max(
+        abs((v - float(f(mp.mpf(float(t))))) * float(weight(mp.mpf(float(t))))) for t, v in zip(x, p, strict=False)
+    )
     return fixed, error
 
 
@@ -125,9 +134,21 @@ if __name__ == "__main__":
     print(f"// inverse root: worst error {error:.1e}, beta {beta!r}\n    {magic:#x}, {a1.hex()}f, {a2.hex()}f")
     half = float(mp.sqrt(0.5))
     log_range = (half - 1, 2 * half - 1)
-    show("X(1 + f) / f", *rounded(lambda f: beta * neg2_log_over_f(f), lambda f: 1 / (beta * neg2_log_over_f(f)), *log_range, 7))
-    print(f"    octave {float(np.float32(-2 * beta * float(mp.log(2)) * 2**-23)).hex()}f, split {float(np.float32(10.6 * beta)).hex()}f")
+    show(
+        "X(1 + f) / f",
+        *rounded(lambda f: beta * neg2_log_over_f(f), lambda f: 1 / (beta * neg2_log_over_f(f)), *log_range, 7),
+    )
+    print(
+        f"    octave {float(np.float32(-2 * beta * float(mp.log(2)) * 2**-23)).hex()}f, split {float(np.float32(10.6 * beta)).hex()}f"
+    )
     show("cosine", *rounded(cosine, lambda h: 1 / cosine(h), 0, 1 / 16, 4))
     show("sine", *rounded(sine, lambda h: 1 / sine(h), 0, 1 / 16, 4))
-    show("centre", *rounded(lambda x: centre(x / beta), lambda x: tail_mass(x / beta)[1] if x else 0, 0, 10.6 * beta, 7))
-    show("tail", *rounded(lambda t: quantile(tail_mass((t + 6) ** 2)[0]), lambda t: 1, 10.6**0.5 - 6, 3.3, 10))
+    show(
+        "centre", *rounded(lambda x: centre(x / beta), lambda x: tail_mass(x / beta)[1] if x else 0, 0, 10.6 * beta, 7)
+    )
+    middle = float(np.float32((10.6 + 86.5) / 2 * beta))
+    print(f"    middle of the tail {middle.hex()}f")
+    show(
+        "tail",
+        *rounded(lambda v: centre((v + middle) / beta), lambda v: 1, 10.6 * beta - middle, 86.5 * beta - middle, 16),
+    )

@@ -14,17 +14,17 @@ struct Dim {
 };
 
 // The window cut into rows: runs of consecutive logical elements, and the dims that lead from row to row. A whole
-// contiguous tensor, or a shard of its rows, is one row. What is filled at a time is a unit: the part of one block of four
-// words that lies in one row.
+// contiguous tensor, or a shard of its rows, is one row. What is filled at a time is a unit: the part of one block of
+// four words that lies in one row.
 struct Window {
   static constexpr int kMaxDims = 8;
-  uint64_t base = 0;         // logical index of the first element
-  int64_t run = 0;           // elements in a row,
-  int64_t run_stride = 1;    //   and their distance in memory
+  uint64_t base = 0;       // logical index of the first element
+  int64_t run = 0;         // elements in a row,
+  int64_t run_stride = 1;  //   and their distance in memory
   int64_t rows = 0;
-  int64_t units_per_row = 0; // at most: rows may start anywhere in a block
-  bool rows_first = false;   // step through rows before blocks, because neighbouring rows are nearer in memory
-  int ndim = 0;              // dims[0] is the one that varies fastest
+  int64_t units_per_row = 0;  // at most: rows may start anywhere in a block
+  bool rows_first = false;    // step through rows before blocks, because neighbouring rows are nearer in memory
+  int ndim = 0;               // dims[0] is the one that varies fastest
   Dim dims[kMaxDims];
 
   XINIT_HD uint64_t units() const { return static_cast<uint64_t>(rows) * static_cast<uint64_t>(units_per_row); }
@@ -59,8 +59,8 @@ XINIT_HD Unit unit_at(const Window& window, uint64_t index) {
   return row_unit(window, start, offset, window.rows_first ? quotient : remainder);
 }
 
-// A window over these dims, in any order. A tensor of more than kMaxDims dims that do not coalesce takes several windows;
-// `offset` is where each begins in memory.
+// A window over these dims, in any order. A tensor of more than kMaxDims dims that do not coalesce takes several
+// windows; `offset` is where each begins in memory.
 struct Placed {
   Window window;
   int64_t offset;

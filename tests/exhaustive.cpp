@@ -1,6 +1,7 @@
-// Enumerates every 32-bit word through each one-word transform and reports the worst error against long double or double
-// arithmetic, the extremes and the mean. Minutes; run by hand after a change to transforms.h:
-//   g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp tests/exhaustive.cpp csrc/distribution.cpp -o exhaustive && ./exhaustive
+// Enumerates every 32-bit word through each one-word transform and reports the worst error against long double or
+// double arithmetic, the extremes and the mean. Minutes; run by hand after a change to transforms.h:
+//   g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp tests/exhaustive.cpp csrc/distribution.cpp -o
+//   exhaustive && ./exhaustive
 // Exits 1 where the contract's error bounds do not hold. An argument n takes every n-th word only.
 #include <algorithm>
 #include <cmath>
@@ -46,7 +47,8 @@ void normal_errors() {
     angle_error = std::max(angle_error, std::abs(z0 / r - c) / std::max(std::abs(c), 0.15));
     angle_error = std::max(angle_error, std::abs(z1 / r - s) / std::max(std::abs(s), 0.15));
   }
-  std::printf("radius in [%.6g, %.9g], relative error %.3e; direction's %.3e\n", smallest, largest, radius_error, angle_error);
+  std::printf("radius in [%.6g, %.9g], relative error %.3e; direction's %.3e\n", smallest, largest, radius_error,
+              angle_error);
   report("normal: |z - exact| / max(1, |z|)", radius_error + angle_error, 1e-6);
 }
 
@@ -91,10 +93,13 @@ void truncated_errors(double a, double b, double bound) {
     const uint64_t wide = i < 4096 ? i : i < 8192 ? (1ull << 32) - 1 - (i - 4096) : (i - 8192) * stride;
     const uint32_t w = static_cast<uint32_t>(wide);
     const auto sample = [&](uint32_t word) {
-      const float z = d.kind == Kind::kUniform     ? uniform_sample<ScalarLanes>(word)
-                      : d.kind == Kind::kTruncated ? truncated_sample<ScalarLanes>(word, d)
-                                                   : truncated_tail_sample<ScalarLanes>(word, d);
-      return static_cast<double>(std::min(std::max(ScalarLanes::fma(z, d.scale, d.shift), (float)d.low), (float)d.high));
+      const uint32_t words[4] = {word, word, word, word};
+      float x[4];
+      if (d.kind == Kind::kTruncated)
+        transform<Kind::kTruncated, ScalarLanes>(words, x, d);
+      else
+        transform<Kind::kTruncatedTail, ScalarLanes>(words, x, d);
+      return static_cast<double>(std::min(std::max(x[0], d.low), d.high));
     };
     const double u = (w + 0.5) * 0x1p-32;
     const double exact = static_cast<double>(exact_quantile(below + u * mass, above + (1 - u) * mass));
@@ -112,12 +117,13 @@ void truncated_errors(double a, double b, double bound) {
 
 int main(int argc, char** argv) {
   if (argc > 1) step = std::strtoull(argv[1], nullptr, 10);
-  const double windows[][2] = {{-2, 2},  {-100, 100}, {-3, 3},   {-1, 4},   {0, 6},      {2, 3},      {5.9, 30},  {-8, -5.5},
-                               {-6, 1},  {4, 4.01},   {-0.5, 9}, {-3.5, 3.5}, {0.1, 0.102}, {-1e-3, 1e-3}, {5, 5.0005}};
+  const double windows[][2] = {{-2, 2},   {-100, 100}, {-3, 3},      {-1, 4},       {0, 6},
+                               {2, 3},    {5.9, 30},   {-8, -5.5},   {-6, 1},       {4, 4.01},
+                               {-0.5, 9}, {-3.5, 3.5}, {0.1, 0.102}, {-1e-3, 1e-3}, {5, 5.0005}};
   for (const auto& w : windows) truncated_errors(w[0], w[1], 2e-6);
-  truncated_errors(6, 9, 2e-3);
-  truncated_errors(-20, -7, 2e-3);
-  truncated_errors(30, 31, 2e-3);
+  truncated_errors(6, 9, 3e-3);
+  truncated_errors(-20, -7, 3e-3);
+  truncated_errors(30, 31, 3e-3);
   uniform_levels();
   normal_errors();
   return passed ? 0 : 1;

@@ -20,6 +20,7 @@ and raise
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -41,7 +42,12 @@ _variance_scaling_ = _ops.variance_scaling_.default
 
 
 def _fill(
-    op: Any, tensor: Tensor, parameters: tuple[Any, ...], generator: Generator | None, key: Key | None, window: Window | None
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
 ) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
@@ -56,6 +62,21 @@ def _fill(
             raise TypeError(str(error)) from None
         raise
     return tensor
+
+
+def _scale(
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> Tensor:
+    """As _fill, for distributions scaled by a fan: a tensor without elements has none, so it is left, with torch's warning."""
+    if isinstance(tensor, Tensor) and not tensor.numel() and (window is None or 0 in window.global_shape):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        return tensor
+    return _fill(op, tensor, parameters, generator, key, window)
 
 
 def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
@@ -95,7 +116,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     Example:
         >>> import xinit
         >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
-        1.386750
+        1.38675
     """
     return _C.calculate_gain(nonlinearity, _slope(0.01 if param is None else param, nonlinearity))
 
@@ -219,7 +240,7 @@ def xavier_uniform_(
         >>> bool((w.abs() < (6 / 300) ** 0.5).all())
         True
     """
-    return _fill(_xavier_uniform_, tensor, (gain,), generator, key, window)
+    return _scale(_xavier_uniform_, tensor, (gain,), generator, key, window)
 
 
 def xavier_normal_(
@@ -247,7 +268,7 @@ def xavier_normal_(
         >>> round(w.std().item() / (2 / 4000) ** 0.5, 2)
         1.67
     """
-    return _fill(_xavier_normal_, tensor, (gain,), generator, key, window)
+    return _scale(_xavier_normal_, tensor, (gain,), generator, key, window)
 
 
 def kaiming_uniform_(
@@ -281,7 +302,7 @@ def kaiming_uniform_(
         True
     """
     slope = a if type(a) is float else _slope(a, nonlinearity)
-    return _fill(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    return _scale(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def kaiming_normal_(
@@ -314,7 +335,7 @@ def kaiming_normal_(
         (0.05, 0.05)
     """
     slope = a if type(a) is float else _slope(a, nonlinearity)
-    return _fill(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    return _scale(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def variance_scaling_(
@@ -347,7 +368,7 @@ def variance_scaling_(
         >>> round(w.var().item() * 900, 2)
         2.0
     """
-    return _fill(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
+    return _scale(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
 
 
 def lecun_uniform_(
@@ -363,7 +384,7 @@ def lecun_uniform_(
         >>> bool((w.abs() < 0.1).all())
         True
     """
-    return variance_scaling_(tensor, 1.0, "fan_in", "uniform", generator, key=key, window=window)
+    return _scale(_variance_scaling_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
 
 
 def lecun_normal_(
@@ -377,4 +398,4 @@ def lecun_normal_(
         >>> round(w.std().item(), 3)
         0.05
     """
-    return variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal", generator, key=key, window=window)
+    return _scale(_variance_scaling_, tensor, (1.0, "fan_in", "truncated_normal"), generator, key, window)

@@ -24,7 +24,7 @@ def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
     return number % _LIMIT
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[misc]
 def _folded(seed: int, stream: int, data: str | int) -> int:
     head = seed.to_bytes(8, "little") + stream.to_bytes(8, "little")
     tail = b"s" + data.encode() if isinstance(data, str) else b"i" + data.to_bytes(8, "little")
@@ -79,7 +79,9 @@ class Key:
             >>> xinit.Key(0).fold_in("weight")
             Key(seed=0, stream=5545109141820079266)
         """
-        return Key(self.seed, _folded(self.seed, self.stream, data if isinstance(data, str) else _unsigned("data", data, 0)))
+        return Key(
+            self.seed, _folded(self.seed, self.stream, data if isinstance(data, str) else _unsigned("data", data, 0))
+        )
 
     @property
     def words(self) -> tuple[int, int]:

@@ -2,14 +2,14 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <pthread.h>
 
+#include <atomic>
+
+#include "../float_environment.h"
 #include "../ops.h"
 #include "cpu.h"
 #include "fill_loop.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 namespace xinit {
 namespace {
@@ -34,30 +34,14 @@ const Isa& isa() {
   return chosen;
 }
 
-// The contract's arithmetic: rounds to nearest, keeps subnormals, whatever the calling thread has set.
-class FloatEnvironment {
- public:
-#if defined(__SSE2__)
-  FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~FloatEnvironment() { _mm_setcsr(saved_); }
-
- private:
-  const unsigned saved_;
-#elif defined(__aarch64__)
-  FloatEnvironment() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~FloatEnvironment() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
+// OpenMP's threads do not survive a fork, and a child that waits for them hangs: it fills on one thread.
+std::atomic<bool> in_forked_child{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
 Key take_key(const Source& source) {
   if (source.key) return *source.key;
-  auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(source.generator, at::detail::getDefaultCPUGenerator());
+  auto* generator =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(source.generator, at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
   return {generator->random64(), 0};
 }
@@ -68,12 +52,21 @@ void fill_cpu(const at::Tensor& self, const Distribution& distribution, const st
   const Key key = take_key(source);
   char* const data = static_cast<char*>(self.mutable_data_ptr());
   for (const Placed& placed : windows) {
-    const Fill job{data + placed.offset * static_cast<int64_t>(self.element_size()), dtype_of(self), key.stream,
-                   schedule(key.seed), distribution, placed.window};
-    at::parallel_for(0, static_cast<int64_t>(placed.window.units()), kGrain, [&](int64_t begin, int64_t end) {
+    const Fill job{data + placed.offset * static_cast<int64_t>(self.element_size()),
+                   dtype_of(self),
+                   key.stream,
+                   schedule(key.seed),
+                   distribution,
+                   placed.window};
+    const auto fill = [&](int64_t begin, int64_t end) {
       const FloatEnvironment environment;
       isa().fill(job, static_cast<uint64_t>(begin), static_cast<uint64_t>(end));
-    });
+    };
+    const int64_t units = static_cast<int64_t>(placed.window.units());
+    if (in_forked_child)
+      fill(0, units);
+    else
+      at::parallel_for(0, units, kGrain, fill);
   }
 }
 

@@ -27,16 +27,20 @@ struct Avx2 : VectorLanes {
   static XINIT_HD bool any(I mask) { return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0; }
   static XINIT_HD F min(F a, F b) { return _mm256_min_ps(a, b); }
   static XINIT_HD F max(F a, F b) { return _mm256_max_ps(a, b); }
-  static XINIT_HD W multiply_low(W x, uint32_t multiplier) {
-    return reinterpret_cast<W>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(multiplier)));
+  static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {
+    const W product =
+        reinterpret_cast<W>(_mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(multiplier)));
+    return {product >> 32, product};
   }
   static XINIT_HD U merge(W even, W odd) {
     return reinterpret_cast<U>(_mm256_blend_epi32(reinterpret_cast<__m256i>(even),
                                                   _mm256_shuffle_epi32(reinterpret_cast<__m256i>(odd), 0xA0), 0xAA));
   }
   static XINIT_HD void interleave(F (&x)[4]) {
-    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]));
-    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[2], x[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(x[2], x[3]));
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])),
+                  b = _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[2], x[3])),
+                  d = _mm256_castps_pd(_mm256_unpackhi_ps(x[2], x[3]));
     x[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
     x[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
     x[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
@@ -44,7 +48,8 @@ struct Avx2 : VectorLanes {
   }
   using VectorLanes::store;
   static XINIT_HD void store(DtypeTag<Dtype::kHalf>, uint16_t* out, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
 

@@ -8,7 +8,8 @@
 #include <type_traits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
@@ -28,16 +29,20 @@ struct Avx512 : VectorLanes {
   static XINIT_HD bool any(I mask) { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0; }
   static XINIT_HD F min(F a, F b) { return _mm512_min_ps(a, b); }
   static XINIT_HD F max(F a, F b) { return _mm512_max_ps(a, b); }
-  static XINIT_HD W multiply_low(W x, uint32_t multiplier) {
-    return reinterpret_cast<W>(_mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(multiplier)));
+  static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {
+    const W product =
+        reinterpret_cast<W>(_mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(multiplier)));
+    return {product >> 32, product};
   }
   static XINIT_HD U merge(W even, W odd) {
     return reinterpret_cast<U>(_mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(even), 0xAAAA,
                                                          reinterpret_cast<__m512i>(odd), _MM_PERM_CCAA));
   }
   static XINIT_HD void interleave(F (&x)[4]) {
-    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[0], x[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(x[0], x[1]));
-    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(x[2], x[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(x[2], x[3]));
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[0], x[1])),
+                  b = _mm512_castps_pd(_mm512_unpackhi_ps(x[0], x[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(x[2], x[3])),
+                  d = _mm512_castps_pd(_mm512_unpackhi_ps(x[2], x[3]));
     x[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
     x[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
     x[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
@@ -45,7 +50,8 @@ struct Avx512 : VectorLanes {
   }
   using VectorLanes::store;
   static XINIT_HD void store(DtypeTag<Dtype::kHalf>, uint16_t* out, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
 

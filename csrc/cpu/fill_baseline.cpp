@@ -14,7 +14,10 @@ struct Baseline : VectorLanes {
     return F{::fmaf(a[0], b[0], c[0]), ::fmaf(a[1], b[1], c[1]), ::fmaf(a[2], b[2], c[2]), ::fmaf(a[3], b[3], c[3])};
   }
   static XINIT_HD bool any(I mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
-  static XINIT_HD W multiply_low(W x, uint32_t multiplier) { return (x & 0xffffffff) * multiplier; }
+  static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {
+    const W product = (x & 0xffffffff) * multiplier;
+    return {product >> 32, product};
+  }
   static XINIT_HD void interleave(F (&x)[4]) {
     const F rows[4] = {x[0], x[1], x[2], x[3]};
     for (int i = 0; i < 4; ++i) x[i] = F{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};

@@ -1,6 +1,6 @@
 // The CPU's loop, one template for every instruction set. L names the lanes: see transforms.h, and here also
 //   kLanes             floats in a vector, a multiple of four
-//   W, multiply_low    64-bit lanes of Philox, half as many
+//   W, multiply        64-bit lanes of Philox, half as many
 //   merge(even, odd)   words of two W as one U: even lanes from the first, odd lanes from the second
 //   interleave(x)      x[j] lane l  ->  x[l % 4] at 4 * (l / 4) + j: transposes each group of four lanes
 //   store(out, x)      float, double, and the 16-bit types, rounded to nearest even
@@ -11,8 +11,9 @@
 
 namespace xinit {
 
-// Generates blocks four words wide, kLanes at a time, and puts them where the window says. Whole tiles of a contiguous row
-// go straight to memory. The rest (heads, tails, short and strided rows) share tiles with each other through a buffer.
+// Generates blocks four words wide, kLanes at a time, and puts them where the window says. Whole tiles of a contiguous
+// row go straight to memory. The rest (heads, tails, short and strided rows) share tiles with each other through a
+// buffer.
 template <class L, Kind kind, Dtype dtype>
 class FillLoop {
   using F = typename L::F;
@@ -96,17 +97,17 @@ class FillLoop {
     XINIT_UNROLL
     for (int i = 0; i < 4; ++i) {
       // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
-      if constexpr (dtype != Dtype::kDouble)
-        if (d.bounded)
-          x[i] = L::min(L::max(x[i], L::splat(static_cast<float>(d.low))), L::splat(static_cast<float>(d.high)));
+      if constexpr (kClamped<kind> && dtype != Dtype::kDouble)
+        x[i] = L::min(L::max(x[i], L::splat(d.low)), L::splat(d.high));
       L::store(DtypeTag<dtype>{}, out + i * L::kLanes, x[i]);
     }
-    if constexpr (dtype == Dtype::kDouble)
-      if (d.bounded)
-        for (int i = 0; i < 4 * kBlocks; ++i) out[i] = out[i] < d.low ? d.low : out[i] > d.high ? d.high : out[i];
+    if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
+      for (int i = 0; i < 4 * kBlocks; ++i)
+        out[i] = out[i] < d.low_wide ? d.low_wide : out[i] > d.high_wide ? d.high_wide : out[i];
   }
 
-  // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the second.
+  // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the
+  // second.
   static constexpr int lane_of(int place) { return 4 * (place % (kBlocks / 4)) + place / (kBlocks / 4); }
 
   static XINIT_HD W lane_blocks(int odd) {
@@ -172,8 +173,8 @@ class FillLoop {
   const Schedule keys_;
   const Distribution distribution_;
 
-  uint64_t start_ = 0;   // of the current row: logical index,
-  int64_t offset_ = 0;   //   place in memory,
+  uint64_t start_ = 0;                 // of the current row: logical index,
+  int64_t offset_ = 0;                 //   place in memory,
   int64_t at_[Window::kMaxDims] = {};  // and index in each dim
 
   int queued_ = 0;

@@ -1,6 +1,6 @@
 // What all vector lanes share, from the compiler's vector extensions; each instruction set's file defines
-// XINIT_VECTOR_BYTES, includes this, and adds what needs an instruction by name. The namespace has no name: the same struct is
-// compiled with different instructions in different files.
+// XINIT_VECTOR_BYTES, includes this, and adds what needs an instruction by name. The namespace has no name: the same
+// struct is compiled with different instructions in different files.
 #pragma once
 
 #include "../fill.h"
@@ -41,7 +41,8 @@ struct VectorLanes {
     const D wide[2] = {__builtin_convertvector(halves[0], D), __builtin_convertvector(halves[1], D)};
     __builtin_memcpy(out, wide, sizeof wide);
   }
-  // To nearest even by integers: adding 0x7fff, or 0x8000 to an odd one, carries into the upper half where it rounds up.
+  // To nearest even by integers: adding 0x7fff, or 0x8000 to an odd one, carries into the upper half where it rounds
+  // up.
   static XINIT_HD void store(DtypeTag<Dtype::kBFloat16>, uint16_t* out, F x) {
     const U u = reinterpret_cast<U>(x);
     const Short rounded = __builtin_convertvector((u + (0x7fff + ((u >> 16) & 1))) >> 16, Short);

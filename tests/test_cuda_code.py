@@ -1,0 +1,67 @@
+"""The CUDA code, as far as a machine without a GPU can tell: it compiles cleanly, within its budget, and is registered."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import xinit
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("sass_budget", ROOT / "benchmarks" / "sass_budget.py")
+sass_budget = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sass_budget)
+
+needs_nvcc = pytest.mark.skipif(sass_budget.find_tool("nvcc") is None, reason="no nvcc")
+needs_disassembler = pytest.mark.skipif(sass_budget.find_tool("cuobjdump") is None, reason="no cuobjdump")
+with_cuda = xinit.build_info()["cuda"] is not None
+FILLS = [
+    "uniform_",
+    "normal_",
+    "trunc_normal_",
+    "xavier_uniform_",
+    "xavier_normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_kernels_compile_without_warnings_spills_or_stack(tmp_path, arch):
+    _, report = sass_budget.compile_kernels(arch, tmp_path)
+    found = sass_budget.resources(report)
+    assert len(found) == 2 * len(sass_budget.KINDS) * len(sass_budget.DTYPES)
+    assert {name: r for name, r in found.items() if r["spills"] or r["stack"]} == {}
+
+
+@needs_nvcc
+def test_ptx_has_no_approximate_instruction(tmp_path):
+    source, ptx = tmp_path / "kernels.cu", tmp_path / "kernels.ptx"
+    source.write_text(sass_budget.SOURCE.format(root=ROOT))
+    nvcc = sass_budget.find_tool("nvcc")
+    subprocess.run([nvcc, "-ptx", "-arch=compute_90", *sass_budget.FLAGS, "-o", ptx, source], check=True)
+    text = ptx.read_text()
+    assert "fma.rn.f32" in text
+    assert [line for line in text.splitlines() if ".approx" in line or ".ftz" in line] == []
+
+
+@needs_nvcc
+@needs_disassembler
+def test_kernels_keep_their_budget():
+    records = sass_budget.measure("90")
+    assert list(sass_budget.failures(records)) == []
+
+
+@pytest.mark.parametrize("op", [*FILLS, "variance_scaling_"])
+def test_cuda_kernel_is_registered_where_it_was_built(op):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xinit::{op}", "CUDA") == with_cuda
+
+
+@pytest.mark.skipif(with_cuda, reason="built with CUDA")
+def test_without_cuda_the_dispatcher_says_which_backend_is_missing():
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(NotImplementedError, match=r"xinit::normal_.*'CUDA' backend"):
+        torch.ops.xinit.normal_.default.redispatch(cuda, torch.empty(3))

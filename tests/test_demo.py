@@ -1,0 +1,97 @@
+"""The demo: its table, its exit status, and a fingerprint that no machine, thread count or round may change."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import xinit
+from xinit import __main__, demo
+
+FINGERPRINT = "e8280d3909f370cb14103466b254556b"  # of contract version 1, small sizes, seed 0
+SMALL = ("demo", "--small", "--device", "cpu")
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """``python -m xinit`` with some arguments, in this process: the exit status, and what was printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["xinit", *arguments])
+        return __main__.main(), capsys.readouterr().out
+
+    return run
+
+
+def fingerprint(text: str) -> str:
+    return re.search(r"^fingerprint ([0-9a-f]{32})$", text, re.MULTILINE)[1]
+
+
+def test_in_a_process_of_its_own_every_kind_has_rows_and_all_are_ok() -> None:
+    command = [sys.executable, "-W", "error", "-m", "xinit", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")  # no bar where no terminal is
+    table, summary = done.stdout.split("\n\n")
+    header, *rows = table.splitlines()
+    assert header.startswith("kind ")
+    assert all(row.endswith(" ok") for row in rows)
+    assert max(map(len, [header, *rows])) <= 110
+    for rule in demo.RULES:
+        assert any(row.startswith(f"{rule.kind} ") and f" {rule.method[:-1]} " in row for row in rows), rule.kind
+    assert re.search(r"^183,186 elements on cpu: xinit .* elements/s$", summary, re.MULTILINE)
+    assert re.search(r"^torch\.nn\.init, same tensors: .* times as long$", summary, re.MULTILINE)
+    assert fingerprint(summary) == FINGERPRINT
+
+
+def test_fingerprint_is_the_same_in_each_run_and_another_for_another_seed(run: Run) -> None:
+    assert fingerprint(run(*SMALL)[1]) == FINGERPRINT
+    assert fingerprint(run(*SMALL, "--seed", "1")[1]) != FINGERPRINT
+
+
+def test_a_deviation_is_marked_and_is_the_exit_status(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_wide(fan_in: int, fan_out: int) -> float:
+        return demo.xavier(fan_in, fan_out) / 1.1
+
+    rules = [rule._replace(std=too_wide) if rule.kind == "MLP up" else rule for rule in demo.RULES]
+    monkeypatch.setattr(demo, "RULES", rules)
+    status, output = run(*SMALL)
+    assert status == 1
+    assert [line.split()[:2] for line in output.splitlines() if line.endswith(" OFF")] == [["MLP", "up"]]
+
+
+def test_it_runs_without_tqdm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert run(*SMALL)[0] == 0
+
+
+def test_the_models_have_the_sizes_of_gpt2_and_resnet50() -> None:
+    with torch.device("meta"):
+        models = [demo.transformer(*demo.SIZES[0]), demo.resnet(*demo.SIZES[1])]
+    assert [sum(weight.numel() for weight in model.parameters()) for model in models] == [124_439_808, 25_557_032]
+
+
+def test_fingerprint_is_of_names_dtypes_shapes_and_bytes() -> None:
+    model = torch.nn.Linear(3, 2, dtype=torch.float64)
+    expected = hashlib.blake2b(digest_size=16)
+    for name, shape in (("bias", "(2,)"), ("weight", "(2, 3)")):
+        data = model.get_parameter(name).detach().numpy().astype("<f8").tobytes()
+        expected.update(f"{name} torch.float64 {shape}\n".encode() + data)
+    assert demo.fingerprint(model) == expected.hexdigest()
+
+
+def test_info_prints_the_build(run: Run) -> None:
+    status, output = run("info")
+    assert status == 0
+    printed = dict(line.split(maxsplit=1) for line in output.splitlines())
+    assert printed == {name: str(value) for name, value in xinit.build_info().items()}
+
+
+def test_a_command_is_required(run: Run) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run()
