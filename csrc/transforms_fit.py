@@ -138,9 +138,8 @@ if __name__ == "__main__":
         "X(1 + f) / f",
         *rounded(lambda f: beta * neg2_log_over_f(f), lambda f: 1 / (beta * neg2_log_over_f(f)), *log_range, 7),
     )
-    print(
-        f"    octave {float(np.float32(-2 * beta * float(mp.log(2)) * 2**-23)).hex()}f, split {float(np.float32(10.6 * beta)).hex()}f"
-    )
+    octave, split = np.float32([-2 * beta * float(mp.log(2)) * 2**-23, 10.6 * beta])
+    print(f"    octave {float(octave).hex()}f, split {float(split).hex()}f")
     show("cosine", *rounded(cosine, lambda h: 1 / cosine(h), 0, 1 / 16, 4))
     show("sine", *rounded(sine, lambda h: 1 / sine(h), 0, 1 / 16, 4))
     show(
