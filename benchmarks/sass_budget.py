@@ -25,12 +25,13 @@ FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Werror", "all-warnings"]
 SOURCE = """
 #include "{root}/csrc/cuda/kernels.cuh"
 template <xinit::Kind kind, xinit::Dtype dtype>
-void use(const xinit::CudaFill& job) {{
-  xinit::fill_contiguous<kind, dtype><<<1, 1>>>(job);
-  xinit::fill_window<kind, dtype><<<1, 1>>>(job);
+void use(const xinit::CudaLaunch& launch) {{
+  xinit::fill_contiguous<kind, dtype><<<1, 1>>>(launch);
+  xinit::fill_window<kind, dtype><<<1, 1>>>(launch);
 }}
-void use_all(const xinit::CudaFill& job) {{
-  xinit::specialize(job.fill.distribution.kind, job.fill.dtype, [&](auto k, auto d) {{ use<k.value, d.value>(job); }});
+void use_all(const xinit::CudaLaunch& launch) {{
+  const xinit::Fill& fill = launch.job.fill;
+  xinit::specialize(fill.distribution.kind, fill.dtype, [&](auto k, auto d) {{ use<k.value, d.value>(launch); }});
 }}
 """
 
@@ -58,9 +59,9 @@ def compile_kernels(arch, directory):
 
 
 def kernel_name(mangled):
-    """(way, kind, dtype) from a kernel's mangled name."""
-    way, kind, dtype = re.search(r"fill_(contiguous|window)ILNS_4KindE(\d)ELNS_5DtypeE(\d)E", mangled).groups()
-    return way, KINDS[int(kind)], DTYPES[int(dtype)]
+    """(way, kind, dtype) from a kernel's mangled name; the kernel for many fills has all kinds and dtypes in one."""
+    found = re.search(r"fill_(contiguous|window)ILNS_4KindE(\d)ELNS_5DtypeE(\d)E", mangled)
+    return (found[1], KINDS[int(found[2])], DTYPES[int(found[3])]) if found else ("many", "all", "all")
 
 
 def resources(report):
@@ -133,7 +134,7 @@ def measure(arch):
         cubin, report = compile_kernels(arch, directory)
         found, code = resources(report), disassemble(cubin)
     records = []
-    for name in sorted(found, key=lambda k: (k[0], KINDS.index(k[1]), DTYPES.index(k[2]))):
+    for name in sorted(found, key=lambda k: (k[0], [*KINDS, "all"].index(k[1]), [*DTYPES, "all"].index(k[2]))):
         way, kind, dtype = name
         record = {"way": way, "kind": kind, "dtype": dtype, **found[name]}
         # 64 thousand registers, handed out by 8 a thread; 2048 threads in blocks of 256.
@@ -155,7 +156,7 @@ def failures(records):
         name = f"{r['way']} {r['kind']} {r['dtype']}"
         if r["spills"] or r["stack"] or r["local"]:
             yield f"{name}: {r['spills']} bytes spilled, {r['stack']} bytes of stack, {r['local']} local accesses"
-        if r["dtype"] != "float64" and r["double"]:
+        if r["dtype"] not in ("float64", "all") and r["double"]:
             yield f"{name}: {r['double']} double-precision instructions"
         if r["way"] == "contiguous" and r["dtype"] != "float64":
             if r["store_bits"] != 128:

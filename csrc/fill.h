@@ -9,11 +9,15 @@
 
 namespace xinit {
 
+// Names one endless array of random words.
+struct Key {
+  uint64_t seed, stream;
+};
+
 struct Fill {
   void* out;  // the element at the window's origin
   Dtype dtype;
-  uint64_t stream;
-  Schedule keys;
+  Key key;
   Distribution distribution;
   Window window;
 };
@@ -43,34 +47,35 @@ template <Dtype value>
 using DtypeTag = std::integral_constant<Dtype, value>;
 
 // Calls f(KindTag, DtypeTag) with the fill's kind and dtype as types, so that a loop is compiled for each pair.
+XINIT_ANY_CALLEE
+template <class K, class F>
+XINIT_HD auto specialize(K kind, Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kDouble:
+      return f(kind, DtypeTag<Dtype::kDouble>{});
+    case Dtype::kHalf:
+      return f(kind, DtypeTag<Dtype::kHalf>{});
+    case Dtype::kBFloat16:
+      return f(kind, DtypeTag<Dtype::kBFloat16>{});
+    default:
+      return f(kind, DtypeTag<Dtype::kFloat>{});
+  }
+}
+XINIT_ANY_CALLEE
 template <class F>
-auto specialize(Kind kind, Dtype dtype, F f) {
-  const auto with_kind = [&](auto k) {
-    switch (dtype) {
-      case Dtype::kDouble:
-        return f(k, DtypeTag<Dtype::kDouble>{});
-      case Dtype::kHalf:
-        return f(k, DtypeTag<Dtype::kHalf>{});
-      case Dtype::kBFloat16:
-        return f(k, DtypeTag<Dtype::kBFloat16>{});
-      case Dtype::kFloat:
-        break;
-    }
-    return f(k, DtypeTag<Dtype::kFloat>{});
-  };
+XINIT_HD auto specialize(Kind kind, Dtype dtype, F&& f) {
   switch (kind) {
     case Kind::kUniformClamped:
-      return with_kind(KindTag<Kind::kUniformClamped>{});
+      return specialize(KindTag<Kind::kUniformClamped>{}, dtype, f);
     case Kind::kNormal:
-      return with_kind(KindTag<Kind::kNormal>{});
+      return specialize(KindTag<Kind::kNormal>{}, dtype, f);
     case Kind::kTruncated:
-      return with_kind(KindTag<Kind::kTruncated>{});
+      return specialize(KindTag<Kind::kTruncated>{}, dtype, f);
     case Kind::kTruncatedTail:
-      return with_kind(KindTag<Kind::kTruncatedTail>{});
-    case Kind::kUniform:
-      break;
+      return specialize(KindTag<Kind::kTruncatedTail>{}, dtype, f);
+    default:
+      return specialize(KindTag<Kind::kUniform>{}, dtype, f);
   }
-  return with_kind(KindTag<Kind::kUniform>{});
 }
 
 }  // namespace xinit

@@ -33,11 +33,10 @@ Source check_source(const Arguments& args) {
   return {Key{static_cast<uint64_t>((*args.key)[0]), static_cast<uint64_t>((*args.key)[1])}, std::nullopt};
 }
 
-void check_tensor(const Arguments& args) {
-  const at::Tensor& self = args.self;
+void check_tensor(const char* op, const at::Tensor& self) {
   const auto type = self.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
-                              '"', args.op, "\" not implemented for '", type,
+                              '"', op, "\" not implemented for '", type,
                               "': supported are Float, Double, Half and BFloat16");
   if (self.is_meta()) return;
   at::assert_no_internal_overlap(self);
@@ -45,7 +44,7 @@ void check_tensor(const Arguments& args) {
   int64_t last = self.storage_offset();
   for (int64_t d = 0; d < self.dim(); ++d) last += (self.size(d) - 1) * self.stride(d);
   const size_t needed = static_cast<size_t>(last + 1) * self.element_size();
-  TORCH_CHECK(self.storage().nbytes() >= needed, args.op, ": the tensor of shape ", self.sizes(), " needs ", needed,
+  TORCH_CHECK(self.storage().nbytes() >= needed, op, ": the tensor of shape ", self.sizes(), " needs ", needed,
               " bytes, but its storage has ", self.storage().nbytes(), ": was it released by a sharding wrapper?");
 }
 
@@ -83,12 +82,11 @@ Shape check_window(const Arguments& args) {
   return whole;
 }
 
-std::vector<Placed> windows_of(const Arguments& args, const Shape& whole) {
-  const Shape offsets = args.offsets ? to_shape(*args.offsets) : Shape(whole.size(), 0);
+std::vector<Placed> windows_of(const at::Tensor& self, const Shape& whole, const Shape& offsets) {
   std::vector<Dim> dims;
   uint64_t step = 1, base = 0;
   for (size_t d = whole.size(); d-- > 0;) {
-    dims.push_back({args.self.size(static_cast<int64_t>(d)), args.self.stride(static_cast<int64_t>(d)), step});
+    dims.push_back({self.size(static_cast<int64_t>(d)), self.stride(static_cast<int64_t>(d)), step});
     base += static_cast<uint64_t>(offsets[d]) * step;
     step *= static_cast<uint64_t>(whole[d]);
   }
@@ -150,9 +148,9 @@ Plan plan_trunc_normal(const Target& target, double mean, double std, double a, 
   return in_domain(target, [&] { return truncated_normal(mean, std, a, b, target.dtype); });
 }
 
-Plan plan_uniform_std(const Target& target, double std) {
-  const double bound = std::sqrt(3.0) * std;
-  return plan_uniform(target, -bound, bound);
+Plan plan_constant(const Target& target, double value) {
+  check_in_range(target, "value", value);
+  return constant(value);
 }
 
 bool empty(const Shape& shape) {
@@ -169,22 +167,21 @@ Fans fans_of(const Shape& shape) {
   return {static_cast<double>(shape[1]) * receptive, static_cast<double>(shape[0]) * receptive};
 }
 
-// f(std), or nothing, after torch's warning, where the tensor has no elements.
-template <class F>
-Plan with_std(const Target& target, double gain, Fan mode, F f) {
+// Of mean 0 and std = gain / sqrt(fan); "truncated_normal" is cut at two standard deviations of the untruncated.
+// Nothing, after torch's warning, where the tensor has no elements.
+Plan plan_scaled(const Target& target, std::string_view distribution, double gain, Fan mode) {
+  const bool truncated = distribution == "truncated_normal", normal = distribution == "normal";
+  TORCH_CHECK_VALUE(truncated || normal || distribution == "uniform", "Distribution ", distribution,
+                    " not supported, please use one of ['truncated_normal', 'normal', 'uniform']");
   if (empty(target.shape)) {
     TORCH_WARN("Initializing zero-element tensors is a no-op");
     return std::nullopt;
   }
-  return f(standard_deviation(gain, fans_of(target.shape), mode));
-}
-
-Plan plan_xavier_uniform(const Target& target, double gain) {
-  return with_std(target, gain, Fan::kAverage, [&](double std) { return plan_uniform_std(target, std); });
-}
-
-Plan plan_xavier_normal(const Target& target, double gain) {
-  return with_std(target, gain, Fan::kAverage, [&](double std) { return plan_normal(target, 0, std); });
+  const double std = standard_deviation(gain, fans_of(target.shape), mode), bound = std::sqrt(3.0) * std;
+  if (normal) return plan_normal(target, 0, std);
+  if (!truncated) return plan_uniform(target, -bound, bound);
+  const double untruncated = std / 0.87962566103423978;  // the std of a standard normal truncated to +-2
+  return plan_trunc_normal(target, 0, untruncated, -2 * untruncated, 2 * untruncated);
 }
 
 // Upper and lower case are alike, as for torch.
@@ -208,70 +205,127 @@ Fan variance_scaling_mode(std::string_view name) {
   return mode == "fan_avg" ? Fan::kAverage : kaiming_mode(mode);
 }
 
+Plan plan_xavier_uniform(const Target& target, double gain) {
+  return plan_scaled(target, "uniform", gain, Fan::kAverage);
+}
+
+Plan plan_xavier_normal(const Target& target, double gain) {
+  return plan_scaled(target, "normal", gain, Fan::kAverage);
+}
+
 Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return with_std(target, calculate_gain(nonlinearity, a), kaiming_mode(mode),
-                  [&](double std) { return plan_uniform_std(target, std); });
+  return plan_scaled(target, "uniform", calculate_gain(nonlinearity, a), kaiming_mode(mode));
 }
 
 Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return with_std(target, calculate_gain(nonlinearity, a), kaiming_mode(mode),
-                  [&](double std) { return plan_normal(target, 0, std); });
+  return plan_scaled(target, "normal", calculate_gain(nonlinearity, a), kaiming_mode(mode));
 }
 
 Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution) {
-  const bool truncated = distribution == "truncated_normal", normal = distribution == "normal";
-  TORCH_CHECK_VALUE(truncated || normal || distribution == "uniform", "Distribution ", distribution,
-                    " not supported, please use one of ['truncated_normal', 'normal', 'uniform']");
   TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
                     scale);
-  return with_std(target, std::sqrt(scale), variance_scaling_mode(mode), [&](double std) {
-    if (normal) return plan_normal(target, 0, std);
-    if (!truncated) return plan_uniform_std(target, std);
-    const double untruncated = std / 0.87962566103423978;  // the std of a standard normal truncated to +-2
-    return plan_trunc_normal(target, 0, untruncated, -2 * untruncated, 2 * untruncated);
-  });
+  return plan_scaled(target, distribution, std::sqrt(scale), variance_scaling_mode(mode));
+}
+
+// A distribution by name, with its parameters p, or, where a fan scales it, its gain p[0].
+Plan plan_named(const Target& target, const std::string& distribution, const std::string& fan, const double* p) {
+  if (!fan.empty()) return plan_scaled(target, distribution, p[0], variance_scaling_mode(fan));
+  if (distribution == "constant") return plan_constant(target, p[0]);
+  if (distribution == "uniform") return plan_uniform(target, p[0], p[1]);
+  if (distribution == "normal") return plan_normal(target, p[0], p[1]);
+  if (distribution == "truncated_normal") return plan_trunc_normal(target, p[0], p[1], p[2], p[3]);
+  C10_THROW_ERROR(ValueError, c10::str(target.op, ": unknown distribution ", distribution));
 }
 
 // ---- from a call to a fill ----
 
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
 template <class MakePlan>
-void run(FillTensor fill, const Arguments& args, MakePlan make_plan) {
+void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   const FloatEnvironment environment;
-  check_tensor(args);
+  check_tensor(args.op, args.self);
   const Source source = check_source(args);
   if (!concrete(args.self.sym_sizes()) || (args.global_shape && !concrete(*args.global_shape)) ||
       (args.offsets && !concrete(*args.offsets)))
     return;  // traced with symbolic shapes: there is nothing to fill, and nothing to check against
   const Target target{args.op, args.self.dtype(), dtype_of(args.self), check_window(args)};
   const Plan plan = make_plan(target);
-  if (plan && !args.self.is_meta() && !empty(target.shape))  // an empty tensor draws nothing
-    fill(args.self, *plan, windows_of(args, target.shape), source);
+  if (!plan || args.self.is_meta() || empty(target.shape)) return;  // an empty tensor draws nothing
+  const Shape offsets = args.offsets ? to_shape(*args.offsets) : Shape(target.shape.size(), 0);
+  backend.fill(args.self, *plan, windows_of(args.self, target.shape, offsets), source);
 }
 
 template <class... Parameters>
-void implement(torch::Library& library, FillTensor fill, const char* op, Plan (*plan)(const Target&, Parameters...)) {
+void implement(torch::Library& library, Backend backend, const char* op, Plan (*plan)(const Target&, Parameters...)) {
   library.impl(op, [=](at::Tensor& self, Parameters... parameters, const std::optional<at::Generator>& generator,
                        at::OptionalIntArrayRef key, at::OptionalSymIntArrayRef global_shape,
                        at::OptionalSymIntArrayRef offsets) {
-    run(fill, {op, self, generator, key, global_shape, offsets},
+    run(backend, {op, self, generator, key, global_shape, offsets},
         [&](const Target& target) { return plan(target, parameters...); });
   });
 }
 
+// For tensor i a distribution by name, the fan that scales it ("" for none), a row of four parameters, and a key of two
+// words. Everything is checked before the first tensor changes; tensors without elements are passed over.
+void fill_many(const Backend& backend, at::TensorList tensors, const std::vector<std::string>& distributions,
+               const std::vector<std::string>& fans, at::ArrayRef<double> parameters, at::IntArrayRef keys) {
+  constexpr const char* op = "fill_many_";
+  const FloatEnvironment environment;
+  const size_t count = tensors.size();
+  TORCH_CHECK_VALUE(distributions.size() == count && fans.size() == count && parameters.size() == 4 * count &&
+                        keys.size() == 2 * count,
+                    op, ": ", count, " tensors take as many distributions and fans, and four parameters and two key ",
+                    "words each, but found ", distributions.size(), ", ", fans.size(), ", ", parameters.size(), " and ",
+                    keys.size());
+  std::vector<Fill> fills;
+  for (size_t i = 0; i < count; ++i) {
+    const at::Tensor& self = tensors[i];
+    check_tensor(op, self);
+    TORCH_CHECK(self.device() == tensors[0].device(), op, ": all tensors must be on one device, but found ",
+                tensors[0].device(), " and, at index ", i, ", ", self.device());
+    if (!concrete(self.sym_sizes())) continue;
+    const Target target{op, self.dtype(), dtype_of(self), to_shape(self.sym_sizes())};
+    if (empty(target.shape)) continue;
+    const Plan plan = plan_named(target, distributions[i], fans[i], parameters.data() + 4 * i);
+    if (self.is_meta()) continue;
+    const Key key{static_cast<uint64_t>(keys[2 * i]), static_cast<uint64_t>(keys[2 * i + 1])};
+    const auto windows = windows_of(self, target.shape, Shape(target.shape.size(), 0));
+    for (const Fill& fill : fills_of(self, *plan, windows, key)) fills.push_back(fill);
+  }
+  if (!fills.empty()) backend.fill_many(tensors[0], fills);
+}
+
 // In place and without autograd: a leaf that requires grad is filled as under no_grad, and its version moves on.
 void bump_version(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const at::Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
-  TORCH_CHECK(!self.is_inference(), op.schema().name(),
-              ": Inplace update to inference tensor outside InferenceMode is not allowed.");
+  const c10::IValue first = torch::jit::peek(*stack, 0, op.schema().arguments().size());
+  const auto tensors = first.isTensor() ? std::vector<at::Tensor>{first.toTensor()} : first.toTensorVector();
+  for (const at::Tensor& tensor : tensors)
+    TORCH_CHECK(!tensor.is_inference(), op.schema().name(),
+                ": Inplace update to inference tensor outside InferenceMode is not allowed.");
   {
     at::AutoDispatchBelowADInplaceOrView below;
     op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
   }
-  self.unsafeGetTensorImpl()->bump_version();
+  for (const at::Tensor& tensor : tensors) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
-void fill_meta(const at::Tensor&, const Distribution&, const std::vector<Placed>&, const Source&) {}
+constexpr Backend kMeta{[](const at::Tensor&, const Distribution&, const std::vector<Placed>&, const Source&) {},
+                        [](const at::Tensor&, const std::vector<Fill>&) {}};
+
+struct Op {
+  const char *name, *parameters;
+};
+// fan_mode, not mode: torch's auto_functionalized passes an op's arguments on by name, and has a `mode` of its own.
+constexpr Op kOps[] = {
+    {"uniform_", "float a=0., float b=1."},
+    {"normal_", "float mean=0., float std=1."},
+    {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
+    {"xavier_uniform_", "float gain=1."},
+    {"xavier_normal_", "float gain=1."},
+    {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+    {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+    {"variance_scaling_", "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal'"},
+};
 
 }  // namespace
 
@@ -301,31 +355,30 @@ double calculate_gain(std::string_view nonlinearity, double slope) {
   C10_THROW_ERROR(ValueError, c10::str("Unsupported nonlinearity ", nonlinearity));
 }
 
-void register_ops(torch::Library& library, FillTensor fill) {
-  implement(library, fill, "uniform_", plan_uniform);
-  implement(library, fill, "normal_", plan_normal);
-  implement(library, fill, "trunc_normal_", plan_trunc_normal);
-  implement(library, fill, "xavier_uniform_", plan_xavier_uniform);
-  implement(library, fill, "xavier_normal_", plan_xavier_normal);
-  implement(library, fill, "kaiming_uniform_", plan_kaiming_uniform);
-  implement(library, fill, "kaiming_normal_", plan_kaiming_normal);
-  implement(library, fill, "variance_scaling_", plan_variance_scaling);
+std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
+                           const Key& key) {
+  char* const data = static_cast<char*>(self.mutable_data_ptr());
+  const int64_t size = static_cast<int64_t>(self.element_size());
+  std::vector<Fill> fills;
+  for (const Placed& placed : windows)
+    fills.push_back({data + placed.offset * size, dtype_of(self), key, distribution, placed.window});
+  return fills;
 }
 
-struct Op {
-  const char *name, *parameters;
-};
-// fan_mode, not mode: torch's auto_functionalized passes an op's arguments on by name, and has a `mode` of its own.
-constexpr Op kOps[] = {
-    {"uniform_", "float a=0., float b=1."},
-    {"normal_", "float mean=0., float std=1."},
-    {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
-    {"xavier_uniform_", "float gain=1."},
-    {"xavier_normal_", "float gain=1."},
-    {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-    {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-    {"variance_scaling_", "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal'"},
-};
+void register_ops(torch::Library& library, Backend backend) {
+  implement(library, backend, "uniform_", plan_uniform);
+  implement(library, backend, "normal_", plan_normal);
+  implement(library, backend, "trunc_normal_", plan_trunc_normal);
+  implement(library, backend, "xavier_uniform_", plan_xavier_uniform);
+  implement(library, backend, "xavier_normal_", plan_xavier_normal);
+  implement(library, backend, "kaiming_uniform_", plan_kaiming_uniform);
+  implement(library, backend, "kaiming_normal_", plan_kaiming_normal);
+  implement(library, backend, "variance_scaling_", plan_variance_scaling);
+  library.impl("fill_many_",
+               [=](at::TensorList tensors, const std::vector<std::string>& distributions,
+                   const std::vector<std::string>& fans, at::ArrayRef<double> parameters,
+                   at::IntArrayRef keys) { fill_many(backend, tensors, distributions, fans, parameters, keys); });
+}
 
 TORCH_LIBRARY(xinit, m) {
   for (const Op& op : kOps)
@@ -334,16 +387,20 @@ TORCH_LIBRARY(xinit, m) {
                    " SymInt[]? offsets=None) -> ()")
               .c_str(),
           {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  m.def("fill_many_(Tensor(a!)[] tensors, str[] distributions, str[] fans, float[] parameters, int[] keys) -> ()",
+        {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, fill_meta); }
+TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, kMeta); }
 
 TORCH_LIBRARY_IMPL(xinit, Autograd, m) {
   for (const Op& op : kOps) m.impl(op.name, torch::CppFunction::makeFallthrough());
+  m.impl("fill_many_", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(xinit, ADInplaceOrView, m) {
   for (const Op& op : kOps) m.impl(op.name, torch::CppFunction::makeFromBoxedFunction<&bump_version>());
+  m.impl("fill_many_", torch::CppFunction::makeFromBoxedFunction<&bump_version>());
 }
 
 }  // namespace xinit

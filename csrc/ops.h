@@ -9,15 +9,9 @@
 #include <string_view>
 #include <vector>
 
-#include "distribution.h"
-#include "window.h"
+#include "fill.h"
 
 namespace xinit {
-
-// Names one endless array of random words.
-struct Key {
-  uint64_t seed, stream;
-};
 
 // Where a fill's key comes from: given, or taken from a generator (the device's default one if none is named).
 struct Source {
@@ -25,12 +19,21 @@ struct Source {
   std::optional<at::Generator> generator;
 };
 
-// Fills the windows of a checked tensor. Takes from the generator even if there is no window to fill: a rank whose
-// shard is empty advances like the others.
-using FillTensor = void (*)(const at::Tensor& self, const Distribution&, const std::vector<Placed>&, const Source&);
+// What a device has to be able to do.
+struct Backend {
+  // Fills the windows of a checked tensor. Takes from the generator even if there is no window to fill: a rank whose
+  // shard is empty advances like the others.
+  void (*fill)(const at::Tensor& self, const Distribution&, const std::vector<Placed>&, const Source&);
+  // Many fills at once, on this tensor's device.
+  void (*fill_many)(const at::Tensor& on, const std::vector<Fill>& fills);
+};
 
-// Registers every op for the library's dispatch key. Each device's file calls it, at its end, with its own fill.
-void register_ops(torch::Library& library, FillTensor fill);
+// Registers every op for the library's dispatch key. Each device's file calls it, at its end.
+void register_ops(torch::Library& library, Backend backend);
+
+// The fills of a tensor's windows.
+std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
+                           const Key& key);
 
 Dtype dtype_of(const at::Tensor& tensor);
 double calculate_gain(std::string_view nonlinearity, double slope);

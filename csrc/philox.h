@@ -9,9 +9,11 @@
 #ifdef __CUDACC__
 #define XINIT_HD __host__ __device__ __forceinline__
 #define XINIT_UNROLL _Pragma("unroll")
+#define XINIT_ANY_CALLEE _Pragma("nv_exec_check_disable")  // a template whose callable decides where it runs
 #else
 #define XINIT_HD inline __attribute__((always_inline))
 #define XINIT_UNROLL _Pragma("GCC unroll 16")
+#define XINIT_ANY_CALLEE
 #endif
 
 namespace xinit {

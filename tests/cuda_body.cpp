@@ -50,72 +50,100 @@ std::vector<char> filled(Fill job, int64_t extent, int64_t shift, F f) {
   return std::vector<char>(aligned - 32, aligned + (extent + shift) * size);
 }
 
-void run_threads(CudaFill job, Shape shape, bool backwards) {
+void run_threads(const CudaFill& job, Shape shape, bool backwards) {
   const uint64_t count = shape.blocks * shape.threads;
+  const Schedule keys = schedule(job.fill.key.seed);
   specialize(job.fill.distribution.kind, job.fill.dtype, [&](auto kind, auto dtype) {
     for (uint64_t i = 0; i < count; ++i) {
       const uint64_t thread = backwards ? count - 1 - i : i;
       if (job.groups > 0)
-        contiguous_thread<kind.value, dtype.value>(job, thread, count);
+        contiguous_thread<kind.value, dtype.value>(job, keys, thread, count);
       else
-        window_thread<kind.value, dtype.value>(job, thread, count);
+        window_thread<kind.value, dtype.value>(job, keys, thread, count);
     }
   });
 }
 
+void fail(const char* how, const Fill& fill, int kind, Shape shape) {
+  std::printf("%s differs: %s %s base %llu run %lld launch %llux%llu\n", how, kKinds[kind],
+              kDtypes[static_cast<int>(fill.dtype)], static_cast<unsigned long long>(fill.window.base),
+              static_cast<long long>(fill.window.run), static_cast<unsigned long long>(shape.blocks),
+              static_cast<unsigned long long>(shape.threads));
+  std::exit(1);
+}
+
 void compare(uint64_t base, const std::vector<Dim>& dims, int64_t extent, int64_t shift, int kind, Dtype dtype) {
-  const uint64_t seed = 0x123456789abcdef0, stream = 0xfedcba9876543210;
+  const Key key{0x123456789abcdef0, 0x3edcba9876543210};  // a generator's stream has 62 bits
   for (const Placed& placed : make_windows(base, dims)) {
-    const Fill fill{nullptr, dtype, stream, schedule(seed), distribution(kind, dtype), placed.window};
+    const Fill fill{nullptr, dtype, key, distribution(kind, dtype), placed.window};
     const auto expected =
-        filled(fill, extent, shift, [&](const Fill& job) { fill_baseline(job, 0, job.window.units()); });
-    for (const Shape& shape : kShapes)
-      for (const bool captured : {false, true}) {
-        if (captured && shape.threads != 33) continue;
-        const auto found = filled(fill, extent, shift, [&](const Fill& job) {
-          CudaFill cuda{};
-          cuda.fill = job;
-          int64_t at_replay[2];
-          const uint64_t offset = stream * 4 - 8;
-          std::memcpy(&at_replay[0], &seed, 8);
-          std::memcpy(&at_replay[1], &offset, 8);
-          if (captured) {
-            cuda.fill.stream = 0;
-            cuda.fill.keys = Schedule{};
-            cuda.seed = &at_replay[0];
-            cuda.offset = &at_replay[1];
-            cuda.offset_in_graph = 8;
-          } else {
-            share_out(cuda, static_cast<int64_t>(kSizes[static_cast<int>(dtype)]));
-          }
-          groups += cuda.groups > 0;
-          run_threads(cuda, shape, shape.blocks % 2 == 1);
-        });
-        ++compared;
-        if (!captured && found != expected) {
-          std::printf("differs: %s %s base %llu first dim %lld shift %lld launch %llux%llu\n", kKinds[kind],
-                      kDtypes[static_cast<int>(dtype)], static_cast<unsigned long long>(base),
-                      static_cast<long long>(dims[0].size), static_cast<long long>(shift),
-                      static_cast<unsigned long long>(shape.blocks), static_cast<unsigned long long>(shape.threads));
-          std::exit(1);
-        }
-        // A replay's stream is the offset div 4, which has 62 bits: compare with a fill of that stream.
+        filled(fill, extent, shift, [](const Fill& job) { fill_baseline(job, 0, job.window.units()); });
+    const auto run = [&](Shape shape, bool captured) {
+      return filled(fill, extent, shift, [&](const Fill& job) {
+        CudaFill cuda{};
+        cuda.fill = job;
+        const int64_t at_replay[2] = {static_cast<int64_t>(key.seed), static_cast<int64_t>(key.stream * 4 - 8)};
         if (captured) {
-          Fill same = fill;
-          same.stream = (stream * 4) / 4;
-          if (found !=
-              filled(same, extent, shift, [&](const Fill& job) { fill_baseline(job, 0, job.window.units()); })) {
-            std::printf("differs under capture: %s\n", kKinds[kind]);
-            std::exit(1);
-          }
+          cuda.fill.key = {0, 0};
+          cuda.seed = &at_replay[0];
+          cuda.offset = &at_replay[1];
+          cuda.offset_in_graph = 8;
+        } else {
+          share_out(cuda, static_cast<int64_t>(kSizes[static_cast<int>(dtype)]));
         }
-      }
+        groups += cuda.groups > 0;
+        ++compared;
+        run_threads(cuda, shape, shape.blocks % 2 == 1);
+      });
+    };
+    for (const Shape& shape : kShapes)
+      if (run(shape, false) != expected) fail("launch", fill, kind, shape);
+    if (run(kShapes[1], true) != expected) fail("captured launch", fill, kind, kShapes[1]);
   }
+}
+
+// Fills of all kinds, dtypes and sizes in one launch, as kernels.cuh's fill_many runs it.
+void compare_many() {
+  constexpr uint32_t kThreads = 64;
+  std::vector<std::vector<char>> expected, found;
+  std::vector<CudaFill> jobs;
+  std::vector<uint32_t> first_block{0};
+  for (int i = 0; i < 200; ++i) {
+    const Dtype dtype = static_cast<Dtype>(i % 4);
+    const int64_t count = i % 7 == 0 ? 50000 + i : 1 + 13 * i % 300, size = static_cast<int64_t>(kSizes[i % 4]);
+    expected.emplace_back(count * size);
+    found.emplace_back(count * size);
+    Fill fill{expected[i].data(),
+              dtype,
+              {99, static_cast<uint64_t>(i)},
+              distribution(i / 4 % 5, dtype),
+              make_windows(static_cast<uint64_t>(i % 3), {{count, 1, 1}})[0].window};
+    fill_baseline(fill, 0, fill.window.units());
+    CudaFill job{};
+    job.fill = fill;
+    job.fill.out = found[i].data();
+    share_out(job, size);
+    jobs.push_back(job);
+    const uint64_t work = job.groups > 0 ? job.groups : fill.window.units();
+    first_block.push_back(first_block.back() + static_cast<uint32_t>((work + kGroupsPerBlock - 1) / kGroupsPerBlock));
+  }
+  const Schedule keys = schedule(99);
+  for (uint32_t block = 0; block < first_block.back(); ++block) {
+    const uint32_t i = fill_of_block(first_block.data(), static_cast<uint32_t>(jobs.size()), block);
+    for (uint64_t thread = 0; thread < kThreads; ++thread)
+      specialize(jobs[i].fill.distribution.kind, jobs[i].fill.dtype,
+                 ContiguousThread{jobs[i], keys, (block - first_block[i]) * kThreads + thread,
+                                  static_cast<uint64_t>(first_block[i + 1] - first_block[i]) * kThreads});
+  }
+  for (size_t i = 0; i < jobs.size(); ++i)
+    if (expected[i] != found[i])
+      fail("launch of many", jobs[i].fill, static_cast<int>(i / 4 % 5), {first_block.back(), kThreads});
 }
 
 }  // namespace
 
 int main() {
+  compare_many();
   for (int kind = 0; kind < 5; ++kind)
     for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16}) {
       for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 64, 100, 1021, 4099})

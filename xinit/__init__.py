@@ -23,6 +23,21 @@ from torch.nn.init import (
 )
 
 from xinit import _C
+from xinit.distributions import (
+    Distribution,
+    constant,
+    fill_many_,
+    kaiming_normal,
+    kaiming_uniform,
+    normal,
+    ones,
+    trunc_normal,
+    uniform,
+    variance_scaling,
+    xavier_normal,
+    xavier_uniform,
+    zeros,
+)
 from xinit.init import (
     calculate_gain,
     kaiming_normal_,
@@ -40,26 +55,39 @@ from xinit.keys import Key
 from xinit.window import Window
 
 __all__ = [
+    "Distribution",
     "Key",
     "Window",
     "build_info",
     "calculate_gain",
+    "constant",
     "constant_",
     "dirac_",
     "eye_",
+    "fill_many_",
+    "kaiming_normal",
     "kaiming_normal_",
+    "kaiming_uniform",
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
+    "normal",
     "normal_",
+    "ones",
     "ones_",
     "orthogonal_",
     "sparse_",
+    "trunc_normal",
     "trunc_normal_",
+    "uniform",
     "uniform_",
+    "variance_scaling",
     "variance_scaling_",
+    "xavier_normal",
     "xavier_normal_",
+    "xavier_uniform",
     "xavier_uniform_",
+    "zeros",
     "zeros_",
 ]
 

@@ -102,6 +102,11 @@ def _slope(a: Any, nonlinearity: str) -> float:
     return float(a)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def _gain(nonlinearity: str, slope: float) -> float:
+    return _C.calculate_gain(nonlinearity, slope)
+
+
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The recommended gain for a nonlinearity, as ``torch.nn.init.calculate_gain``.
 
@@ -118,7 +123,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
         1.38675
     """
-    return _C.calculate_gain(nonlinearity, _slope(0.01 if param is None else param, nonlinearity))
+    return float(_gain(nonlinearity, _slope(0.01 if param is None else param, nonlinearity)))
 
 
 def uniform_(

@@ -4,6 +4,7 @@
 #include <ATen/Version.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "../float_environment.h"
@@ -46,34 +47,36 @@ Key take_key(const Source& source) {
   return {generator->random64(), 0};
 }
 
+// The units of all fills, one after the other, shared out among the threads: no fill waits for another's tail.
+void fill_many_cpu(const at::Tensor&, const std::vector<Fill>& fills) {
+  constexpr int64_t kGrain = 8192;  // units, of up to four elements: below, one thread is faster
+  std::vector<int64_t> first{0};    // unit of each fill, and their number
+  for (const Fill& fill : fills) first.push_back(first.back() + static_cast<int64_t>(fill.window.units()));
+  const auto run = [&](int64_t begin, int64_t end) {
+    const FloatEnvironment environment;
+    auto at = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    for (; begin < end; ++at) {
+      const int64_t stop = std::min(end, first[at + 1]);
+      if (begin < stop)
+        isa().fill(fills[at], static_cast<uint64_t>(begin - first[at]), static_cast<uint64_t>(stop - first[at]));
+      begin = stop;
+    }
+  };
+  if (in_forked_child)
+    run(0, first.back());
+  else
+    at::parallel_for(0, first.back(), kGrain, run);
+}
+
 void fill_cpu(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
               const Source& source) {
-  constexpr int64_t kGrain = 8192;  // units, of up to four elements: below, one thread is faster
-  const Key key = take_key(source);
-  char* const data = static_cast<char*>(self.mutable_data_ptr());
-  for (const Placed& placed : windows) {
-    const Fill job{data + placed.offset * static_cast<int64_t>(self.element_size()),
-                   dtype_of(self),
-                   key.stream,
-                   schedule(key.seed),
-                   distribution,
-                   placed.window};
-    const auto fill = [&](int64_t begin, int64_t end) {
-      const FloatEnvironment environment;
-      isa().fill(job, static_cast<uint64_t>(begin), static_cast<uint64_t>(end));
-    };
-    const int64_t units = static_cast<int64_t>(placed.window.units());
-    if (in_forked_child)
-      fill(0, units);
-    else
-      at::parallel_for(0, units, kGrain, fill);
-  }
+  fill_many_cpu(self, fills_of(self, distribution, windows, take_key(source)));
 }
 
 }  // namespace
 
 const char* cpu_isa() { return isa().name; }
 
-TORCH_LIBRARY_IMPL(xinit, CPU, m) { register_ops(m, fill_cpu); }
+TORCH_LIBRARY_IMPL(xinit, CPU, m) { register_ops(m, {fill_cpu, fill_many_cpu}); }
 
 }  // namespace xinit

@@ -26,8 +26,8 @@ class FillLoop {
   explicit FillLoop(const Fill& job)
       : window_(job.window),
         out_(static_cast<T*>(job.out)),
-        stream_(job.stream),
-        keys_(job.keys),
+        stream_(job.key.stream),
+        keys_(schedule(job.key.seed)),
         distribution_(job.distribution) {}
 
   // The units [begin, end) of the window.

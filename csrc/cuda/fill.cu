@@ -4,6 +4,9 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <cstring>
+#include <map>
+
 #include "../ops.h"
 #include "kernels.cuh"
 
@@ -12,7 +15,7 @@ namespace {
 
 // As many thread blocks as there is work for, and at most what the device holds at a time: threads loop over the rest.
 template <class Kernel>
-void launch(Kernel kernel, const CudaFill& job, uint64_t work) {
+void launch(Kernel kernel, const CudaLaunch& job, uint64_t work) {
   int resident = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0));
   const uint64_t most = static_cast<uint64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) * resident;
@@ -21,12 +24,28 @@ void launch(Kernel kernel, const CudaFill& job, uint64_t work) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Sets the job's key; every call on a generator takes one stream of its own, so its offset advances by four words.
-void take_key(const Source& source, CudaFill& job) {
+int64_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+void launch_one(CudaFill job) {
+  if (job.seed == nullptr) share_out(job, size_of(job.fill.dtype));
+  const CudaLaunch parameters{job, schedule(job.fill.key.seed)};
+  specialize(job.fill.distribution.kind, job.fill.dtype, [&](auto kind, auto dtype) {
+    if (job.groups > 0)
+      launch(fill_contiguous<kind.value, dtype.value>, parameters, job.groups);
+    else
+      launch(fill_window<kind.value, dtype.value>, parameters, job.fill.window.units());
+  });
+}
+
+void fill_cuda(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
+               const Source& source) {
+  const c10::cuda::CUDAGuard device(self.device());
+  CudaFill job{};
   Key key{0, 0};
   if (source.key) {
     key = *source.key;
   } else {
+    // Each call takes one stream of its own: its offset advances by the four words of a block.
     auto* generator = at::get_generator_or_default<at::CUDAGeneratorImpl>(source.generator,
                                                                           at::cuda::detail::getDefaultCUDAGenerator());
     const std::lock_guard<std::mutex> lock(generator->mutex_);
@@ -39,33 +58,51 @@ void take_key(const Source& source, CudaFill& job) {
       key = {state.seed_.val, state.offset_.val / 4};
     }
   }
-  job.fill.stream = key.stream;
-  job.fill.keys = schedule(key.seed);
+  for (const Fill& fill : fills_of(self, distribution, windows, key)) {
+    job.fill = fill;
+    launch_one(job);
+  }
 }
 
-void fill_cuda(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
-               const Source& source) {
-  const c10::cuda::CUDAGuard device(self.device());
-  CudaFill job{};
-  take_key(source, job);
-  const int64_t element_size = static_cast<int64_t>(self.element_size());
-  for (const Placed& placed : windows) {
-    job.fill.out = static_cast<char*>(self.mutable_data_ptr()) + placed.offset * element_size;
-    job.fill.dtype = dtype_of(self);
-    job.fill.distribution = distribution;
-    job.fill.window = placed.window;
-    if (job.seed == nullptr) share_out(job, element_size);
-    specialize(distribution.kind, job.fill.dtype, [&](auto kind, auto dtype) {
-      if (job.groups > 0)
-        launch(fill_contiguous<kind.value, dtype.value>, job, job.groups);
-      else
-        launch(fill_window<kind.value, dtype.value>, job, placed.window.units());
-    });
+// One launch for all contiguous fills of a seed. Their descriptors travel by way of pinned memory, without a wait.
+void launch_many(const at::Tensor& on, uint64_t seed, const std::vector<CudaFill>& jobs) {
+  std::vector<uint32_t> first_block{0};
+  for (const CudaFill& job : jobs) {
+    const uint64_t work = job.groups > 0 ? job.groups : job.fill.window.units();
+    first_block.push_back(first_block.back() + static_cast<uint32_t>((work + kGroupsPerBlock - 1) / kGroupsPerBlock));
   }
+  const size_t bytes = jobs.size() * sizeof(CudaFill), all = bytes + first_block.size() * sizeof(uint32_t);
+  const at::Tensor host = at::empty({static_cast<int64_t>(all)}, at::TensorOptions(at::kByte).pinned_memory(true));
+  char* const data = static_cast<char*>(host.data_ptr());
+  std::memcpy(data, jobs.data(), bytes);
+  std::memcpy(data + bytes, first_block.data(), all - bytes);
+  const at::Tensor there = host.to(on.device(), /*non_blocking=*/true);
+  const char* const descriptors = static_cast<const char*>(there.data_ptr());
+  fill_many<<<first_block.back(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      reinterpret_cast<const CudaFill*>(descriptors), reinterpret_cast<const uint32_t*>(descriptors + bytes),
+      static_cast<uint32_t>(jobs.size()), schedule(seed));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void fill_many_cuda(const at::Tensor& on, const std::vector<Fill>& fills) {
+  const c10::cuda::CUDAGuard device(on.device());
+  TORCH_CHECK(at::cuda::currentStreamCaptureStatusMayInitCtx() == at::cuda::CaptureStatus::None,
+              "fill_many_: cannot be captured in a CUDA graph; fill the tensors one by one");
+  std::map<uint64_t, std::vector<CudaFill>> by_seed;
+  for (const Fill& fill : fills) {
+    CudaFill job{};
+    job.fill = fill;
+    share_out(job, size_of(fill.dtype));
+    if (fill.window.ndim == 0 && fill.window.run_stride == 1)
+      by_seed[fill.key.seed].push_back(job);
+    else
+      launch_one(job);
+  }
+  for (const auto& [seed, jobs] : by_seed) launch_many(on, seed, jobs);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(xinit, CUDA, m) { register_ops(m, fill_cuda); }
+TORCH_LIBRARY_IMPL(xinit, CUDA, m) { register_ops(m, {fill_cuda, fill_many_cuda}); }
 
 }  // namespace xinit

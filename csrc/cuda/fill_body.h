@@ -122,7 +122,7 @@ XINIT_HD void fill_unit(const Fill& fill, uint64_t stream, const Schedule& keys,
 
 // Groups group, group + threads, ..., `count` of them, transformed together.
 template <Kind kind, Dtype dtype, int count>
-XINIT_HD void fill_groups(const CudaFill& job, uint64_t group, uint64_t threads) {
+XINIT_HD void fill_groups(const CudaFill& job, const Schedule& keys, uint64_t group, uint64_t threads) {
   constexpr int kBlocks = kGroupBlocks<dtype>;
   const Distribution& d = job.fill.distribution;
   uint32_t words[4 * kBlocks * count];
@@ -131,7 +131,7 @@ XINIT_HD void fill_groups(const CudaFill& job, uint64_t group, uint64_t threads)
   for (int i = 0; i < kBlocks * count; ++i) {
     const uint64_t block =
         (group + static_cast<uint64_t>(i / kBlocks) * threads) * kBlocks + static_cast<uint64_t>(i % kBlocks);
-    const Words of_block = philox_block(job.fill.stream, job.group_block + block, job.fill.keys);
+    const Words of_block = philox_block(job.fill.key.stream, job.group_block + block, keys);
     XINIT_UNROLL
     for (int j = 0; j < 4; ++j) words[4 * i + j] = of_block.w[j];
   }
@@ -160,7 +160,7 @@ XINIT_HD void fill_groups(const CudaFill& job, uint64_t group, uint64_t threads)
 
 // The groups of a contiguous row, and, by the first threads, the few units around them.
 template <Kind kind, Dtype dtype>
-XINIT_HD void contiguous_thread(const CudaFill& job, uint64_t thread, uint64_t threads) {
+XINIT_HD void contiguous_thread(const CudaFill& job, const Schedule& keys, uint64_t thread, uint64_t threads) {
   // Groups in flight; neighbouring threads still write neighbouring packets. Those transformed together share the code
   // for a truncated normal's tails.
   constexpr bool truncated = kind == Kind::kTruncated || kind == Kind::kTruncatedTail;
@@ -171,28 +171,56 @@ XINIT_HD void contiguous_thread(const CudaFill& job, uint64_t thread, uint64_t t
   for (; group + (kStep - 1) * threads < job.groups; group += kStep * threads) {
     XINIT_UNROLL
     for (int i = 0; i < kUnroll; ++i)
-      fill_groups<kind, dtype, kTogether>(job, group + static_cast<uint64_t>(i * kTogether) * threads, threads);
+      fill_groups<kind, dtype, kTogether>(job, keys, group + static_cast<uint64_t>(i * kTogether) * threads, threads);
   }
-  for (; group < job.groups; group += threads) fill_groups<kind, dtype, 1>(job, group, threads);
+  for (; group < job.groups; group += threads) fill_groups<kind, dtype, 1>(job, keys, group, threads);
   const Window& w = job.fill.window;
   const uint64_t edges = job.head_units + (w.units() - job.tail_unit);
   for (uint64_t i = thread; i < edges; i += threads)
-    fill_unit<kind, dtype>(job.fill, job.fill.stream, job.fill.keys,
+    fill_unit<kind, dtype>(job.fill, job.fill.key.stream, keys,
                            row_unit(w, w.base, 0, i < job.head_units ? i : job.tail_unit + (i - job.head_units)));
 }
 
 // Any window, and any key.
 template <Kind kind, Dtype dtype>
-XINIT_HD void window_thread(const CudaFill& job, uint64_t thread, uint64_t threads) {
+XINIT_HD void window_thread(const CudaFill& job, const Schedule& keys, uint64_t thread, uint64_t threads) {
   const Window& w = job.fill.window;
-  uint64_t stream = job.fill.stream;
-  Schedule keys = job.fill.keys;
+  uint64_t stream = job.fill.key.stream;
+  Schedule own = keys;
   if (job.seed != nullptr) {
-    keys = schedule(static_cast<uint64_t>(*job.seed));
+    own = schedule(static_cast<uint64_t>(*job.seed));
     stream = (static_cast<uint64_t>(*job.offset) + job.offset_in_graph) / 4;
   }
   for (uint64_t unit = thread; unit < w.units(); unit += threads)
-    fill_unit<kind, dtype>(job.fill, stream, keys, unit_at(w, unit));
+    fill_unit<kind, dtype>(job.fill, stream, own, unit_at(w, unit));
 }
+
+// ---- many fills of contiguous rows in one launch: each has a range of thread blocks, as if it were a grid of its own
+// ----
+
+constexpr uint64_t kGroupsPerBlock = 4096;
+
+// The fill that thread block `block` works on: the last whose first block is not beyond it.
+XINIT_HD uint32_t fill_of_block(const uint32_t* first_block, uint32_t fills, uint32_t block) {
+  uint32_t low = 0, high = fills;
+  while (high - low > 1) {
+    const uint32_t middle = (low + high) / 2;
+    if (first_block[middle] <= block)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+struct ContiguousThread {
+  const CudaFill& job;
+  const Schedule& keys;
+  uint64_t thread, threads;
+  template <class K, class D>
+  XINIT_HD void operator()(K, D) const {
+    contiguous_thread<K::value, D::value>(job, keys, thread, threads);
+  }
+};
 
 }  // namespace xinit

@@ -7,6 +7,12 @@ namespace xinit {
 
 constexpr int kThreads = 256;
 
+// Passed by value, so that the round keys are read from constant memory.
+struct CudaLaunch {
+  CudaFill job;
+  Schedule keys;
+};
+
 __device__ __forceinline__ uint64_t thread_index() {
   return static_cast<uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
@@ -14,13 +20,29 @@ __device__ __forceinline__ uint64_t thread_count() { return static_cast<uint64_t
 
 // Six thread blocks on a multiprocessor of 2048 threads: at most 40 registers.
 template <Kind kind, Dtype dtype>
-__global__ void __launch_bounds__(kThreads, 6) fill_contiguous(const __grid_constant__ CudaFill job) {
-  contiguous_thread<kind, dtype>(job, thread_index(), thread_count());
+__global__ void __launch_bounds__(kThreads, 6) fill_contiguous(const __grid_constant__ CudaLaunch launch) {
+  contiguous_thread<kind, dtype>(launch.job, launch.keys, thread_index(), thread_count());
 }
 
 template <Kind kind, Dtype dtype>
-__global__ void __launch_bounds__(kThreads, 4) fill_window(const __grid_constant__ CudaFill job) {
-  window_thread<kind, dtype>(job, thread_index(), thread_count());
+__global__ void __launch_bounds__(kThreads, 4) fill_window(const __grid_constant__ CudaLaunch launch) {
+  window_thread<kind, dtype>(launch.job, launch.keys, thread_index(), thread_count());
+}
+
+// Many fills with one seed. `first_block` has an entry for each, and one more: the number of blocks.
+__global__ void __launch_bounds__(kThreads, 6) fill_many(const CudaFill* jobs, const uint32_t* first_block,
+                                                         uint32_t fills, const __grid_constant__ Schedule keys) {
+  constexpr uint32_t kWords = sizeof(CudaFill) / sizeof(uint32_t);
+  __shared__ alignas(CudaFill) uint32_t words[kWords];
+  const uint32_t index = fill_of_block(first_block, fills, blockIdx.x);
+  const uint32_t first = first_block[index], blocks = first_block[index + 1] - first;
+  for (uint32_t i = threadIdx.x; i < kWords; i += kThreads)
+    words[i] = reinterpret_cast<const uint32_t*>(jobs + index)[i];
+  __syncthreads();
+  const CudaFill& job = *reinterpret_cast<const CudaFill*>(words);
+  specialize(job.fill.distribution.kind, job.fill.dtype,
+             ContiguousThread{job, keys, static_cast<uint64_t>(blockIdx.x - first) * kThreads + threadIdx.x,
+                              static_cast<uint64_t>(blocks) * kThreads});
 }
 
 }  // namespace xinit

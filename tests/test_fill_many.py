@@ -1,0 +1,125 @@
+"""fill_many_: each tensor gets the bits that it would get alone, in any company."""
+
+import pytest
+import torch
+
+import xinit
+from xinit import Key
+
+KEY = Key(2024).fold_in("many")
+# A distribution as a value, and the function that fills with it.
+PAIRS = [
+    (xinit.uniform(-0.3, 0.7), lambda t, key: xinit.uniform_(t, -0.3, 0.7, key=key)),
+    (xinit.normal(0.5, 0.02), lambda t, key: xinit.normal_(t, 0.5, 0.02, key=key)),
+    (xinit.trunc_normal(0.1, 0.5, -0.2, 3), lambda t, key: xinit.trunc_normal_(t, 0.1, 0.5, -0.2, 3, key=key)),
+    (xinit.xavier_uniform(5 / 3), lambda t, key: xinit.xavier_uniform_(t, 5 / 3, key=key)),
+    (xinit.xavier_normal(), lambda t, key: xinit.xavier_normal_(t, key=key)),
+    (
+        xinit.kaiming_uniform(0.2, "fan_out"),
+        lambda t, key: xinit.kaiming_uniform_(t, 0.2, "fan_out", key=key),
+    ),
+    (
+        xinit.kaiming_normal(nonlinearity="relu"),
+        lambda t, key: xinit.kaiming_normal_(t, nonlinearity="relu", key=key),
+    ),
+    (xinit.variance_scaling(2.0, "fan_avg"), lambda t, key: xinit.variance_scaling_(t, 2.0, "fan_avg", key=key)),
+    (xinit.constant(0.25), lambda t, key: t.fill_(0.25)),
+    (xinit.zeros(), lambda t, key: t.zero_()),
+    (xinit.ones(), lambda t, key: t.fill_(1)),
+]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SHAPES = [(1, 1), (3, 5), (2, 3, 4), (257, 129), (1000, 333)]
+
+
+def tensors():
+    """Every distribution, dtype and shape; every third transposed, every fifth a Parameter."""
+    for i, (pair, dtype, shape) in enumerate((p, d, s) for p in PAIRS for d in DTYPES for s in SHAPES):
+        tensor = torch.full(shape, torch.nan, dtype=dtype)
+        tensor = tensor.transpose(0, 1) if i % 3 == 0 else tensor
+        yield pair, torch.nn.Parameter(tensor) if i % 5 == 0 else tensor
+
+
+def test_the_bits_are_those_of_single_fills_whatever_the_order_and_the_threads():
+    cases = [(pair, tensor, KEY.fold_in(i)) for i, (pair, tensor) in enumerate(tensors())]
+    expected = []
+    for (_, fill), tensor, key in cases:
+        alone = torch.empty_like(tensor, memory_format=torch.contiguous_format).detach()
+        fill(alone, key)
+        expected.append(alone)
+    threads = torch.get_num_threads()
+    try:
+        for count, order in ((1, cases), (2, cases[::-1]), (3, cases[7:] + cases[:7])):
+            torch.set_num_threads(count)
+            for _, tensor, _ in cases:
+                tensor.detach().fill_(torch.nan)
+            xinit.fill_many_([t for _, t, _ in order], [p[0] for p, _, _ in order], [k for _, _, k in order])
+            for (_, tensor, _), alone in zip(cases, expected, strict=True):
+                assert torch.equal(tensor.detach(), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_versions_move_and_leaves_stay_leaves():
+    tensors = [torch.nn.Parameter(torch.empty(3, 3)), torch.empty(2, 2)]
+    versions = [t._version for t in tensors]
+    assert xinit.fill_many_(tensors, [xinit.normal(), xinit.normal()], [KEY, KEY]) is None
+    assert [t._version for t in tensors] == [v + 1 for v in versions]
+    assert tensors[0].is_leaf
+    assert tensors[0].requires_grad
+
+
+def test_none_empty_and_meta_tensors():
+    xinit.fill_many_([], [], [])
+    empty, meta, real = torch.empty(0, 3), torch.empty(2, 3, device="meta"), torch.zeros(2, 3)
+    xinit.fill_many_([empty, meta, real], [xinit.xavier_normal()] * 3, [KEY] * 3)
+    assert torch.equal(real, xinit.xavier_normal_(torch.empty(2, 3), key=KEY))
+
+
+@pytest.mark.parametrize(
+    ("bad", "distribution", "error", "words"),
+    [
+        (torch.empty(3), xinit.xavier_normal(), ValueError, "fewer than 2 dimensions"),
+        (torch.empty(3, dtype=torch.int32), xinit.normal(), NotImplementedError, "not implemented for 'Int'"),
+        (torch.empty(3), xinit.normal(0, -1), RuntimeError, "std >= 0.0"),
+        (torch.empty(3), xinit.Distribution("cauchy", (0.0, 1.0)), ValueError, "unknown distribution cauchy"),
+        (torch.empty(3, 3), xinit.Distribution("normal", (1.0,), "fan_up"), ValueError, "Mode fan_up not supported"),
+        (torch.empty(1, 3).expand(2, 3), xinit.normal(), RuntimeError, "single memory location"),
+        ([1.0], xinit.normal(), TypeError, "torch.Tensors, but found list at index 1"),
+    ],
+)
+def test_an_error_leaves_all_tensors_as_they_were(bad, distribution, error, words):
+    good = torch.zeros(100)
+    with pytest.raises(error, match=words):
+        xinit.fill_many_([good, bad], [xinit.normal(), distribution], [KEY, KEY])
+    assert not good.any()
+    assert good._version == 0
+
+
+def test_the_numbers_must_agree():
+    with pytest.raises(ValueError, match="found 1, 2 and 1"):
+        xinit.fill_many_([torch.empty(2)], [xinit.normal()] * 2, [KEY])
+    with pytest.raises(ValueError, match="four parameters"):
+        torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], [""], [0.0, 1.0], [0, 0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's compiler of torch's own code
+def test_opcheck_and_compile():
+    arguments = (
+        [torch.empty(4, 5), torch.empty(7)],
+        ["normal", "uniform"],
+        ["fan_in", ""],
+        [1.0, 0, 0, 0, -1, 1, 0, 0],
+    )
+    torch.library.opcheck(torch.ops.xinit.fill_many_.default, (*arguments, [1, 2, 3, 4]))
+
+    @torch.compile(fullgraph=True)
+    def compiled(w, b):
+        xinit.fill_many_([w, b], [xinit.kaiming_normal(), xinit.zeros()], [Key(1), Key(2)])
+        return w + 1
+
+    w, b = torch.empty(5, 6), torch.ones(5)
+    result = compiled(w, b)
+    alone = xinit.kaiming_normal_(torch.empty(5, 6), key=Key(1))
+    assert torch.equal(w, alone)
+    assert torch.equal(result, alone + 1)
+    assert not b.any()
