@@ -277,12 +277,13 @@ def check():
     """Whether all floors hold."""
     torch.set_num_threads(min(2, timing.cores()))
     print(timing.describe(timing.machine()))
-    failed = 0
+    failed, bystanders = 0, timing.Bystanders()
     print(f"{'what':<62} {'required':>8} {'reached':>8}")
     for section in (against_torch, small_tensors, places, instruction_sets):
         for what, floor, reached in section():
             failed += reached < floor
             print(f"{what:<62} {floor:>8.2f} {reached:>8.2f} {'FAILED' if reached < floor else 'ok'}", flush=True)
+    bystanders.report()
     print(f"{failed} below the floor" if failed else "all hold")
     return not failed
 
@@ -390,7 +391,7 @@ def main():
         return plot(timing.read(args.plot))
     labels = [label for label in FUNCTIONS if any(label.startswith(name) for name in args.functions)]
     torch.set_num_threads(args.threads)
-    record = {"machine": timing.machine(args.devices), "rows": []}
+    record, bystanders = {"machine": timing.machine(args.devices), "rows": []}, timing.Bystanders()
     print(*(timing.describe(record["machine"], device) for device in args.devices), sep="\n")
     print(COLUMNS(*TITLES))
     for device in args.devices:
@@ -400,6 +401,7 @@ def main():
                     row = measure(label, dtype, log2, device, args.against, rounds=args.rounds, budget=3.0)
                     record["rows"].append(row)
                     print_row(row)
+    record["machine"]["others"] = bystanders.report()
     if args.json:
         timing.write(record, args.json)
     if args.save:

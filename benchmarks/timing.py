@@ -22,7 +22,14 @@ import xinit  # noqa: E402
 
 ROUNDS = 11
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {"xinit": "#0072B2", "torch": "#D55E00", "fill_": "#8C8C8C", "numpy": "#009E73", "jax": "#CC79A7"}
+COLOURS = {
+    "xinit": "#0072B2",
+    "torch": "#D55E00",
+    "fill_": "#8C8C8C",
+    "numpy": "#009E73",
+    "jax": "#CC79A7",
+    "light": "#56B4E9",
+}
 NAMES = {"torch": "torch.nn.init", "numpy": "NumPy", "jax": "JAX"}
 
 
@@ -56,7 +63,7 @@ def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh
     plan = {}
     for name, call in contestants.items():
         calls, once = (1, 0.0) if fresh else calls_for(call, device)
-        plan[name] = call, calls, max(3, min(rounds, int(budget / (once * calls)) if once else rounds))
+        plan[name] = call, calls, max(3, int(min(rounds, budget / (once * calls or 1))))
     times = {name: [] for name in plan}
     order = list(plan)
     for r in range(rounds):
@@ -73,6 +80,28 @@ def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh
 def spread(timed):
     """The widest distance between a quartile and the median, as a fraction of it."""
     return max(max(abs(q / t["median"] - 1) for q in t["quartiles"]) for t in timed.values())
+
+
+class Bystanders:
+    """What part of the machine's processor time other processes take, from now on. Figures with much of it mean nothing."""
+
+    def __init__(self):
+        self.begin = self.jiffies()
+
+    @staticmethod
+    def jiffies():
+        """All, unused, and our own, children included."""
+        ticks = [int(n) for n in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        return sum(ticks), ticks[3] + ticks[4], sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
+
+    def share(self):
+        total, unused, own = (now - then for now, then in zip(self.jiffies(), self.begin, strict=True))
+        return max(0.0, (total - unused - own) / total)
+
+    def report(self):
+        share = self.share()
+        print(f"meanwhile other processes took {share:.0%} of the machine" + ": do not quote this" * (share > 0.05))
+        return round(share, 3)
 
 
 def cores():
@@ -100,7 +129,6 @@ def machine(devices=("cpu",)):
         "cpu": cpu_model(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
         "gpu": torch.cuda.get_device_name() if "cuda" in devices else None,
         "isa": build["cpu_isa"],
         "xinit": {name: build[name] for name in ("version", "contract", "compiler", "cuda")},
@@ -184,3 +212,26 @@ def save(drawn, name):
     RESULTS.mkdir(parents=True, exist_ok=True)
     drawn.savefig(RESULTS / name)
     print(f"written to {RESULTS / name}")
+
+
+def label_ends(axes, ends):
+    """Names right of where lines end, {name: (x, y, colour)}, moved apart where they would overlap."""
+    axes.figure.canvas.draw()
+    x = max(axes.transData.transform((x, 1))[0] for x, _, _ in ends.values())
+    places, gap = [], 13 * axes.figure.dpi / 72
+    for name, (_, y, colour) in sorted(ends.items(), key=lambda item: item[1][1]):
+        at = axes.transData.transform((1, y))[1]
+        places.append([max(at, places[-1][0] + gap) if places else at, name, colour])
+    for at, name, colour in places:
+        where = axes.transAxes.inverted().transform((x, at))
+        axes.annotate(
+            name,
+            where,
+            xycoords="axes fraction",
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )

@@ -102,7 +102,9 @@ def test_the_numbers_must_agree():
         torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], [""], [0.0, 1.0], [0, 0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's compiler of torch's own code
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # torch's compiler of torch's own code
 def test_opcheck_and_compile():
     arguments = (
         [torch.empty(4, 5), torch.empty(7)],

@@ -1,6 +1,7 @@
 // Filling a CUDA tensor: launchers and registration. The kernels are in kernels.cuh.
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
