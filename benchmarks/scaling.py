@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--save] [--plot]      # a table; and benchmarks/results/scaling.json, scaling.png
 
 Warm memory has been written before. Cold memory is a new tensor for each run, of 64 MiB at least, which the allocator takes
-fresh from the kernel: the time includes the page faults of the first touch. fill_ of the same memory is the yardstick. The values
-are checked before they are timed, as in fill.py, and cold memory is checked to fault.
+fresh from the kernel: the time includes the page faults of the first touch, but not the mapping. fill_ of the same memory is the
+yardstick. The values are checked before they are timed, as in fill.py, and cold memory is checked to fault.
 """
 
 import argparse
@@ -23,8 +23,9 @@ import xinit
 PLOTTED = ("xavier_uniform_", "kaiming_normal_")
 COLD_BYTES = 2**26  # glibc's malloc maps, and unmaps, every block of more than 32 MiB
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-COLUMNS = "{:<20} {:<9} {:>11} {:>7} {:>7} {:>14} {:>8} {:>13} {:>7}".format
-TITLES = ("function", "dtype", "elements", "memory", "threads", "M elements/s", "of fill_", "of 1 thread", "spread")
+COLUMNS = "{:<20} {:<9} {:>10} {:>7} {:>8} {:>13} {:>9} {:>15} {:>7} {:>7}".format
+TITLES = ("function", "dtype", "elements", "memory", "threads", "M elements/s", "of fill_", "times 1 thread")
+TITLES += ("spread", "others")
 
 
 def check_cold(make):
@@ -39,6 +40,7 @@ def check_cold(make):
 
 def measure(labels, dtype, log2, memory, threads, rounds):
     """One record for each function: values checked, then times, of all and fill_ in turn."""
+    bystanders = timing.Bystanders()
     torch.set_num_threads(threads)
     make = partial(torch.empty, shape_of(log2), dtype=getattr(torch, dtype))
     w = make()
@@ -51,7 +53,7 @@ def measure(labels, dtype, log2, memory, threads, rounds):
         timed = interleaved(calls, rounds=rounds, fresh=make)
     else:
         timed = interleaved({name: partial(call, w) for name, call in calls.items()}, rounds=rounds)
-    yardstick = timed.pop("fill_")
+    yardstick, others = timed.pop("fill_"), round(bystanders.share(), 3)
     for label, ours in timed.items():
         both = {"xinit": ours, "fill_": yardstick}
         yield {
@@ -62,6 +64,7 @@ def measure(labels, dtype, log2, memory, threads, rounds):
             "threads": threads,
             "elements_per_second": {name: w.numel() / t["median"] for name, t in both.items()},
             "seconds": both,
+            "others": others,
         }
 
 
@@ -71,7 +74,7 @@ def print_row(row, single):
     cells = [row[name] for name in ("function", "dtype", "elements", "memory", "threads")]
     cells += [f"{speed['xinit'] / 1e6:.1f}", f"{speed['xinit'] / speed['fill_']:.1%}"]
     cells += [f"{speed['xinit'] / single['elements_per_second']['xinit']:.2f}" if single else ""]
-    print(COLUMNS(*cells, f"{timing.spread(row['seconds']):.0%}"), flush=True)
+    print(COLUMNS(*cells, f"{timing.spread(row['seconds']):.0%}", f"{row['others']:.0%}"), flush=True)
 
 
 def thread_counts():
@@ -104,13 +107,15 @@ def plot(record):
         "xinit, 1 thread": ("xinit", "warm", 1, {"color": timing.COLOURS["light"]}),
     }
     for ax, label in zip(by_size, labels, strict=True):
+        if ax is not by_size[0]:
+            ax.sharey(by_size[0])
         ends = {}
         for name, (contestant, memory, count, style) in lines.items():
             found = [(n, rows[label, memory, count, n][contestant]) for n in sizes if (label, memory, count, n) in rows]
             if found:
                 ax.plot(*zip(*found, strict=True), marker="o", markersize=3.5, **style)
                 ends[name] = (*found[-1], style["color"])
-        timing.log_axes(ax, range(4, 29, 4))
+        timing.log_axes(ax, sizes)
         timing.label_ends(ax, ends)
         ax.set_title(label)
     ends = {}
@@ -123,6 +128,7 @@ def plot(record):
                 name = f"{'fill_' if contestant == 'fill_' else label}{', cold' * (memory == 'cold')}"
                 ends[f"{name} {speeds[-1]:.2f}"] = (threads[-1], speeds[-1], style["color"])
     by_threads.plot(threads, threads, color="#BBBBBB", linewidth=1, zorder=0)
+    by_threads.set_ylim(0, 1.1 * threads[-1])
     timing.label_ends(by_threads, ends | {"proportional": (threads[-1], threads[-1], "#999999")})
     by_threads.set_title("speed-up by threads, 4096 × 4096")
     by_threads.set_xticks(threads)
@@ -148,7 +154,7 @@ def main():
     if isinstance(args.plot, str):
         return plot(timing.read(args.plot))
     torch.set_num_threads(max(args.threads))
-    record, bystanders = {"machine": timing.machine(), "rows": []}, timing.Bystanders()
+    record = {"machine": timing.machine(), "rows": []}
     record["machine"]["huge_pages"] = HUGE_PAGES.read_text().strip() if HUGE_PAGES.exists() else None
     print(timing.describe(record["machine"]))
     print(COLUMNS(*TITLES))
@@ -163,7 +169,6 @@ def main():
                             singles[row["function"]] = row
                         record["rows"].append(row)
                         print_row(row, singles.get(row["function"]))
-    record["machine"]["others"] = bystanders.report()
     if args.json:
         timing.write(record, args.json)
     if args.save:

@@ -21,16 +21,9 @@ sys.path.insert(0, str(ROOT))
 import xinit  # noqa: E402
 
 ROUNDS = 11
+BUSY = 0.05  # of the machine's processor time taken by others: then a figure means nothing
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {
-    "xinit": "#0072B2",
-    "torch": "#D55E00",
-    "fill_": "#8C8C8C",
-    "numpy": "#009E73",
-    "jax": "#CC79A7",
-    "light": "#56B4E9",
-}
-NAMES = {"torch": "torch.nn.init", "numpy": "NumPy", "jax": "JAX"}
+COLOURS = {"xinit": "#0072B2", "light": "#56B4E9", "torch": "#D55E00", "fill_": "#8C8C8C"}
 
 
 def seconds(call, calls, device):
@@ -46,7 +39,7 @@ def seconds(call, calls, device):
     return begin.elapsed_time(end) / 1e3 / calls
 
 
-def calls_for(call, device, least=2e-3):
+def calls_for(call, device, least=8e-3):
     """How many calls last long enough to be timed. They warm up, too."""
     calls = 1
     while (once := seconds(call, calls, device)) * calls < least:
@@ -83,25 +76,22 @@ def spread(timed):
 
 
 class Bystanders:
-    """What part of the machine's processor time other processes take, from now on. Figures with much of it mean nothing."""
+    """What part of the machine's processor time others take, so that it is known which figures mean nothing."""
 
     def __init__(self):
-        self.begin = self.jiffies()
+        self.then = self.now()
 
     @staticmethod
-    def jiffies():
-        """All, unused, and our own, children included."""
+    def now():
+        """Clock ticks: all, unused, and our own, with our children's."""
         ticks = [int(n) for n in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
         return sum(ticks), ticks[3] + ticks[4], sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
 
     def share(self):
-        total, unused, own = (now - then for now, then in zip(self.jiffies(), self.begin, strict=True))
-        return max(0.0, (total - unused - own) / total)
-
-    def report(self):
-        share = self.share()
-        print(f"meanwhile other processes took {share:.0%} of the machine" + ": do not quote this" * (share > 0.05))
-        return round(share, 3)
+        """Since it was last asked."""
+        before, self.then = self.then, self.now()
+        total, unused, own = (b - a for a, b in zip(before, self.then, strict=True))
+        return max(0.0, (total - unused - own) / max(1, total))
 
 
 def cores():
@@ -189,15 +179,42 @@ def figure(title, note, **layout):
     return drawn, axes
 
 
-def log_axes(axes, exponents):
-    """Elements against speed, both logarithmic."""
+def log_axes(axes, sizes):
+    """Elements against speed, both logarithmic; every fourth power of 2 is marked."""
     axes.set_xscale("log", base=2)
+    exponents = range(4, max(sizes).bit_length(), 4)
     axes.set_xticks([2**e for e in exponents], [f"$2^{{{e}}}$" for e in exponents])
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(speed_label)
     axes.minorticks_off()
     axes.grid(True)
     axes.set_xlabel("elements")
+
+
+def label_ends(axes, ends):
+    """Names right of where lines end, {name: (x, y, colour)}, moved apart where they would overlap.
+
+    To be called when everything has been drawn that the axes' limits depend on.
+    """
+    axes.figure.canvas.draw()
+    to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
+    gap, named = 14 * axes.figure.dpi / 72, sorted(ends.items(), key=lambda item: item[1][1])
+    heights, above = [], axes.bbox.y1 + gap / 2
+    for _, (x, y, _) in named:  # upwards, each as far as it has to
+        heights.append(max(to_pixels((x, y))[1], heights[-1] + gap if heights else 0))
+    for i in reversed(range(len(named))):  # and back down from the top
+        above = heights[i] = min(heights[i], above - gap)
+    for (name, (x, _, colour)), height in zip(named, heights, strict=True):
+        axes.annotate(
+            name,
+            (x, to_data((0, height))[1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 
 
 def speed_label(x, _=None):
@@ -212,26 +229,3 @@ def save(drawn, name):
     RESULTS.mkdir(parents=True, exist_ok=True)
     drawn.savefig(RESULTS / name)
     print(f"written to {RESULTS / name}")
-
-
-def label_ends(axes, ends):
-    """Names right of where lines end, {name: (x, y, colour)}, moved apart where they would overlap."""
-    axes.figure.canvas.draw()
-    x = max(axes.transData.transform((x, 1))[0] for x, _, _ in ends.values())
-    places, gap = [], 13 * axes.figure.dpi / 72
-    for name, (_, y, colour) in sorted(ends.items(), key=lambda item: item[1][1]):
-        at = axes.transData.transform((1, y))[1]
-        places.append([max(at, places[-1][0] + gap) if places else at, name, colour])
-    for at, name, colour in places:
-        where = axes.transAxes.inverted().transform((x, at))
-        axes.annotate(
-            name,
-            where,
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontweight="bold",
-            annotation_clip=False,
-        )

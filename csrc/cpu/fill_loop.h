@@ -12,15 +12,16 @@
 namespace xinit {
 
 // Generates blocks four words wide, kLanes at a time, and puts them where the window says. Whole tiles of a contiguous
-// row go straight to memory. The rest (heads, tails, short and strided rows) share tiles with each other through a
-// buffer.
+// row go straight to memory, and so do those of neighbouring rows that lie across it. The rest (heads, tails, short and
+// strided rows) share tiles with each other through a buffer. The loops over rows have the tile inlined, and copies of
+// the round keys and the distribution that no store can alias, so that these stay in registers from row to row.
 template <class L, Kind kind, Dtype dtype>
 class FillLoop {
   using F = typename L::F;
   using U = typename L::U;
   using W = typename L::W;
   using T = typename Element<dtype>::type;
-  static constexpr int kBlocks = L::kLanes, kHalf = L::kLanes / 2;
+  static constexpr int kBlocks = L::kLanes;
 
  public:
   explicit FillLoop(const Fill& job)
@@ -32,78 +33,106 @@ class FillLoop {
 
   // The units [begin, end) of the window.
   void run(uint64_t begin, uint64_t end) {
-    if (window_.rows_first) {
-      const uint64_t rows = static_cast<uint64_t>(window_.rows);
-      uint64_t index = begin / rows;
-      seek(begin % rows);
-      for (uint64_t unit = begin; unit < end; ++unit) {
-        push(row_unit(window_, start_, offset_, index));
-        if (next_row()) ++index;
-      }
-    } else {
-      const uint64_t per_row = static_cast<uint64_t>(window_.units_per_row);
-      uint64_t index = begin % per_row;
-      seek(begin / per_row);
-      for (uint64_t unit = begin; unit < end;) {
-        const uint64_t count = per_row - index < end - unit ? per_row - index : end - unit;
-        row(index, count);
-        unit += count;
-        index = 0;
-        next_row();
-      }
-    }
+    if (window_.rows_first)
+      across(begin, end);
+    else
+      along(begin, end);
     flush();
   }
 
  private:
-  // The part of the current row that lies in its units [index, index + count).
-  void row(uint64_t index, uint64_t count) {
-    const uint64_t end = index + count;
-    if (window_.run_stride == 1) {
-      if (index == 0 && start_ % 4 != 0) push(row_unit(window_, start_, offset_, index++));
-      const uint64_t block = start_ / 4 + index, last = (start_ + static_cast<uint64_t>(window_.run)) / 4;
-      const uint64_t whole = last < start_ / 4 + end ? last : start_ / 4 + end;
-      if (whole > block && whole - block >= kBlocks) {
-        const uint64_t tiles = (whole - block) / kBlocks;
-        contiguous(block, tiles, out_ + offset_ + static_cast<int64_t>(block * 4 - start_));
-        index += tiles * kBlocks;
-      }
-    }
-    for (; index < end; ++index) push(row_unit(window_, start_, offset_, index));
-  }
+  // ---- row after row ----
 
-  void contiguous(uint64_t block, uint64_t tiles, T* out) {
-    // Locals that no store can alias.
+  void along(uint64_t unit, uint64_t end) {
     const Schedule keys = keys_;
     const Distribution d = distribution_;
-    W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
-    for (uint64_t i = 0; i < tiles; ++i, out += 4 * kBlocks) {
-      tile(even, odd, keys, d, out);
-      even += static_cast<uint64_t>(kBlocks);
-      odd += static_cast<uint64_t>(kBlocks);
+    const uint64_t per_row = static_cast<uint64_t>(window_.units_per_row), run = static_cast<uint64_t>(window_.run);
+    uint64_t index = unit % per_row;
+    seek(unit / per_row);
+    while (unit < end) {
+      // The part of the row in its units [index, stop): elements [from, to) of the row, blocks from `block` on.
+      const uint64_t stop = index + (end - unit) < per_row ? index + (end - unit) : per_row;
+      unit += stop - index;
+      uint64_t block = start_ / 4 + index;
+      uint64_t from = block * 4 > start_ ? block * 4 - start_ : 0;
+      const uint64_t last = (start_ / 4 + stop) * 4 - start_, to = last < run ? last : run;
+      const uint64_t phase = (start_ + from) % 4, head = phase == 0 ? 0 : 4 - phase;
+      if (window_.run_stride == 1 && from + head + 4 * kBlocks <= to) {
+        if (head != 0) block += push(block, from, head, to);
+        from = block * 4 - start_;
+        W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
+        T* out = out_ + offset_ + static_cast<int64_t>(from);
+        for (; from + 4 * kBlocks <= to; from += 4 * kBlocks, block += kBlocks, out += 4 * kBlocks) {
+          F x[4];
+          values(even, odd, keys, d, x);
+          L::interleave(x);
+          store_tile(x, d, out, L::kLanes);
+          even += static_cast<uint64_t>(kBlocks);
+          odd += static_cast<uint64_t>(kBlocks);
+        }
+      }
+      while (from < to) {
+        block += push(block, from, 4 * static_cast<uint64_t>(kBlocks - queued_) - (start_ + from) % 4, to);
+        from = block * 4 - start_;
+      }
+      index = 0;
+      next_row();
     }
   }
 
-  XINIT_HD void tile(W even, W odd, const Schedule& keys, const Distribution& d, T* out) const {
+  // ---- block after block, each through all rows: the rows are nearer to each other in memory than their elements ----
+
+  void across(uint64_t unit, uint64_t end) {
+    const Schedule keys = keys_;
+    const Distribution d = distribution_;
+    const uint64_t rows = static_cast<uint64_t>(window_.rows);
+    const Dim& rung = window_.dims[0];
+    uint64_t index = unit / rows;
+    seek(unit % rows);
+    while (unit < end) {
+      const Unit at = row_unit(window_, start_, offset_, index);
+      if (rung.stride == 1 && rung.step % 4 == 0 && at.first == 0 && at.last == 4 && end - unit >= kBlocks &&
+          rung.size - at_[0] >= kBlocks) {
+        // One block of each of kBlocks rows, lanes in the order of rows: a store for each of its four words.
+        F x[4];
+        const uint64_t step = rung.step / 4;
+        values(at.block + row_lanes(0) * step, at.block + row_lanes(1) * step, keys, d, x);
+        store_tile(x, d, out_ + at.offset, window_.run_stride);
+        unit += kBlocks;
+        if (skip_rows(kBlocks)) ++index;
+      } else {
+        if (at.first < at.last) push_unit(at);
+        ++unit;
+        if (next_row()) ++index;
+      }
+    }
+  }
+
+  // ---- tiles ----
+
+  XINIT_HD void values(W even, W odd, const Schedule& keys, const Distribution& d, F (&x)[4]) const {
     const W zero = even ^ even;
     W a[4] = {zero + stream_, zero + (stream_ >> 32), even, even >> 32};
     W b[4] = {zero + stream_, zero + (stream_ >> 32), odd, odd >> 32};
     philox4x32_10<L>(a, keys);
     philox4x32_10<L>(b, keys);
     const U words[4] = {L::merge(a[0], b[0]), L::merge(a[1], b[1]), L::merge(a[2], b[2]), L::merge(a[3], b[3])};
-    F x[4];
     transform<kind, L>(words, x, d);
-    L::interleave(x);
+  }
+
+  // Four vectors, `stride` elements from one to the next.
+  static XINIT_HD void store_tile(F (&x)[4], const Distribution& d, T* out, int64_t stride) {
     XINIT_UNROLL
     for (int i = 0; i < 4; ++i) {
+      T* const to = out + i * stride;
       // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
       if constexpr (kClamped<kind> && dtype != Dtype::kDouble)
         x[i] = L::min(L::max(x[i], L::splat(d.low)), L::splat(d.high));
-      L::store(DtypeTag<dtype>{}, out + i * L::kLanes, x[i]);
+      L::store(DtypeTag<dtype>{}, to, x[i]);
+      if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
+        for (int j = 0; j < L::kLanes; ++j)
+          to[j] = to[j] < d.low_wide ? d.low_wide : to[j] > d.high_wide ? d.high_wide : to[j];
     }
-    if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
-      for (int i = 0; i < 4 * kBlocks; ++i)
-        out[i] = out[i] < d.low_wide ? d.low_wide : out[i] > d.high_wide ? d.high_wide : out[i];
   }
 
   // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the
@@ -117,31 +146,84 @@ class FillLoop {
     return blocks;
   }
 
-  void push(const Unit& unit) {
-    if (unit.first >= unit.last) return;
-    const int lane = lane_of(queued_);
-    queue_[lane % 2][lane / 2] = unit.block;
-    units_[queued_] = unit;
-    if (++queued_ == kBlocks) flush();
+  static XINIT_HD W row_lanes(int odd) {
+    W rows = {};
+    for (int i = 0; i < kBlocks / 2; ++i) rows[i] = static_cast<uint64_t>(2 * i + odd);
+    return rows;
   }
 
-  void flush() {
+  // ---- the queue: blocks that share a tile, and the pieces of it to copy out ----
+
+  struct Piece {
+    int at, count;   // elements of the buffer
+    int64_t offset;  // of the first in memory
+  };
+
+  // Queues `count` elements of the row from element `from` on, none beyond `to`, which begin in `block` and fit into
+  // what is left of the tile. Returns the number of blocks done with.
+  XINIT_HD uint64_t push(uint64_t block, uint64_t from, uint64_t count, uint64_t to) {
+    const int first = static_cast<int>((start_ + from) % 4);
+    if (count > to - from) count = to - from;
+    const int blocks = (first + static_cast<int>(count) + 3) / 4;
+    pieces_[piece_count_++] = {4 * queued_ + first, static_cast<int>(count),
+                               offset_ + static_cast<int64_t>(from) * window_.run_stride};
+    enqueue(block, blocks);
+    if (queued_ == kBlocks) flush();
+    return static_cast<uint64_t>(blocks);
+  }
+
+  XINIT_HD void push_unit(const Unit& unit) {
+    pieces_[piece_count_++] = {4 * queued_ + unit.first, unit.last - unit.first, unit.offset};
+    enqueue(unit.block, 1);
+    if (queued_ == kBlocks) flush();
+  }
+
+  // Consecutive blocks take the next places; what stands beyond is overwritten by the next call. In vectors: a load of
+  // what single stores have just written would wait for them.
+  XINIT_HD void enqueue(uint64_t block, int count) {
+    const W even = lane_blocks(0), odd = lane_blocks(1);
+    const uint64_t place = static_cast<uint64_t>(queued_);
+    even_ = even >= place ? even + (block - place) : even_;
+    odd_ = odd >= place ? odd + (block - place) : odd_;
+    queued_ += count;
+  }
+
+  // Not inlined: one more copy of the tile, for all callers.
+  __attribute__((noinline)) void flush() {
     if (queued_ == 0) return;
     alignas(64) T buffer[4 * kBlocks];
-    W even, odd;
-    __builtin_memcpy(&even, queue_[0], sizeof even);
-    __builtin_memcpy(&odd, queue_[1], sizeof odd);
-    tile(even, odd, keys_, distribution_, buffer);
-    for (int i = 0; i < queued_; ++i) {
-      const Unit& unit = units_[i];
-      T* to = out_ + unit.offset;
-      const T* from = buffer + 4 * i;
-      for (int j = unit.first; j < unit.last; ++j, to += window_.run_stride) *to = from[j];
+    F x[4];
+    values(even_, odd_, keys_, distribution_, x);
+    L::interleave(x);
+    store_tile(x, distribution_, buffer, L::kLanes);
+    for (int i = 0; i < piece_count_; ++i) {
+      const Piece piece = pieces_[i];
+      const T* from = buffer + piece.at;
+      T* to = out_ + piece.offset;
+      if (window_.run_stride == 1)
+        copy(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
+             piece.count * static_cast<int>(sizeof(T)));
+      else
+        for (int j = 0; j < piece.count; ++j, to += window_.run_stride) *to = from[j];
     }
     queued_ = 0;
+    piece_count_ = 0;
   }
 
-  void seek(uint64_t row) {
+  // A few vectors, the last one overlapping: a call of the C library costs as much as what it copies here.
+  static XINIT_HD void copy(char* to, const char* from, int bytes) {
+    constexpr int kWide = sizeof(F);
+    if (bytes < kWide) {
+      for (int i = 0; i < bytes; i += static_cast<int>(sizeof(T))) __builtin_memcpy(to + i, from + i, sizeof(T));
+      return;
+    }
+    for (int i = 0; i + kWide <= bytes; i += kWide) __builtin_memcpy(to + i, from + i, kWide);
+    __builtin_memcpy(to + bytes - kWide, from + bytes - kWide, kWide);
+  }
+
+  // ---- the current row ----
+
+  XINIT_HD void seek(uint64_t row) {
     start_ = window_.base;
     offset_ = 0;
     for (int i = 0; i < window_.ndim; ++i) {
@@ -153,13 +235,16 @@ class FillLoop {
     }
   }
 
-  // Whether it came round to the first.
-  bool next_row() {
-    for (int i = 0; i < window_.ndim; ++i) {
+  XINIT_HD bool next_row() { return skip_rows(1); }
+
+  // Moves on by that many rows of dims[0], of which as many are left. Returns whether it came round to the first row.
+  XINIT_HD bool skip_rows(int64_t count) {
+    for (int i = 0; i < window_.ndim; ++i, count = 1) {
       const Dim& dim = window_.dims[i];
-      start_ += dim.step;
-      offset_ += dim.stride;
-      if (++at_[i] < dim.size) return false;
+      start_ += dim.step * static_cast<uint64_t>(count);
+      offset_ += dim.stride * count;
+      at_[i] += count;
+      if (at_[i] < dim.size) return false;
       start_ -= dim.step * static_cast<uint64_t>(dim.size);
       offset_ -= dim.stride * dim.size;
       at_[i] = 0;
@@ -175,11 +260,11 @@ class FillLoop {
 
   uint64_t start_ = 0;                 // of the current row: logical index,
   int64_t offset_ = 0;                 //   place in memory,
-  int64_t at_[Window::kMaxDims] = {};  // and index in each dim
+  int64_t at_[Window::kMaxDims] = {};  //   and index in each dim
 
-  int queued_ = 0;
-  Unit units_[kBlocks];
-  alignas(64) uint64_t queue_[2][kHalf] = {};
+  int queued_ = 0, piece_count_ = 0;
+  Piece pieces_[kBlocks];
+  W even_ = {}, odd_ = {};
 };
 
 // Fills the units [begin, end) of a job. One for each instruction set; cpu/fill.cpp chooses.

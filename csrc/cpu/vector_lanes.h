@@ -19,7 +19,7 @@ struct VectorLanes {
   typedef float Half __attribute__((vector_size(bytes / 2)));
   typedef uint16_t Short __attribute__((vector_size(bytes / 2)));
 
-  static XINIT_HD F splat(float x) { return F{} + x; }
+  static XINIT_HD F splat(float x) { return x - F{}; }  // x - 0 is x, also for -0
   static XINIT_HD F to_float(I x) { return __builtin_convertvector(x, F); }
   static XINIT_HD F to_float(U x) { return __builtin_convertvector(x, F); }
   static XINIT_HD I as_signed(U x) { return reinterpret_cast<I>(x); }
