@@ -99,18 +99,9 @@ DTYPES = ["float32", "bfloat16", "float16", "float64"]
 SIZE = 24  # log2 of the elements of 4096 x 4096
 LINES = {"fill_": "fill_", "xinit": "xinit", "torch": "torch.nn.init"}
 PLOTTED = ("xavier_uniform_", "kaiming_normal_", "trunc_normal_ ±2")  # by size
-COLUMNS = "{:<20} {:<9} {:>11} {:>14} {:>11} {:>11} {:>11} {:>11} {:>9}".format
-TITLES = (
-    "function",
-    "dtype",
-    "elements",
-    "M elements/s",
-    "of fill_",
-    "times torch",
-    "times NumPy",
-    "times JAX",
-    "spread",
-)
+COLUMNS = "{:<20} {:<9} {:>10} {:>13} {:>9} {:>12} {:>12} {:>10} {:>7} {:>7}".format
+TITLES = ("function", "dtype", "elements", "M elements/s", "of fill_", "times torch", "times NumPy", "times JAX")
+TITLES += ("spread", "others")
 
 
 def fill(function, w, **place):
@@ -164,9 +155,8 @@ def contestants(function, w, against):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of the GPU's memory, which torch needs too
         import jax
 
-        place = [
-            d for d in jax.devices("cpu") + jax.devices() if d.platform == {"cuda": "gpu"}.get(w.device.type, "cpu")
-        ]
+        platform = "gpu" if w.is_cuda else "cpu"
+        place = [device for device in jax.devices("cpu") + jax.devices() if device.platform == platform]
         if place:
             draw = jax.jit(function.jax(jax.nn.initializers), static_argnums=(1, 2))
             key, shape = jax.device_put(jax.random.key(0), place[0]), tuple(w.shape)
