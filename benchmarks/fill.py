@@ -6,9 +6,9 @@
 
 Before a row is timed its values are checked: least, greatest, mean and standard deviation against the formula's, and runs of
 up to 64 elements bit for bit against float32 values that were filled apart, through windows, and rounded. The contestants then
-take turns on the same warm memory. What is printed are medians, and their ratios; "spread" is the widest distance between a
-contestant's quartile and its median, "others" the part of the machine's processor time that other processes took meanwhile:
-a row with more than a few per cent means nothing.
+take turns on the same warm memory, JAX after them. What is printed are medians, and their ratios; "spread" is the widest
+distance between a contestant's quartile and its median, "others" the part of the machine's processor time that other processes
+took meanwhile: a row with more than a few per cent means nothing.
 """
 
 import argparse
@@ -170,7 +170,11 @@ def measure(label, dtype, log2, device="cpu", against=(), **how):
     bystanders = timing.Bystanders()
     w = torch.empty(shape_of(log2), dtype=getattr(torch, dtype), device=device)
     check_values(FUNCTIONS[label], w)
-    timed = interleaved(contestants(FUNCTIONS[label], w, against), device, **how)
+    calls = contestants(FUNCTIONS[label], w, against)
+    jax = calls.pop("jax", None)
+    timed = interleaved(calls, device, **how)
+    if jax:  # apart, as its threads get in the way of torch's
+        timed |= interleaved({"jax": jax}, device, **how)
     ours = timed["xinit"]["median"]
     return {
         "function": label,
