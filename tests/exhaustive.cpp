@@ -1,7 +1,8 @@
 // Sends every 32-bit word through the uniform and through the normal's radius and angle, and 2^20 strata and both ends
 // through truncated normals of many windows; reports the worst errors against double arithmetic, and the extremes. A
 // minute on two cores; run by hand after a change to transforms.h:
-//   g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp -o exhaustive tests/exhaustive.cpp csrc/distribution.cpp
+//   cd tests
+//   g++ -O3 -march=native -ffp-contract=off -fopenmp -o exhaustive exhaustive.cpp ../csrc/distribution.cpp
 //   ./exhaustive
 // Exits 1 where the contract's error bounds do not hold. An argument n takes every n-th word only.
 #include <algorithm>

@@ -88,8 +88,8 @@ def ones() -> Distribution:
 def fill_many_(tensors: Sequence[Tensor], distributions: Sequence[Distribution], keys: Sequence[Key]) -> None:
     """Fill many tensors at once: tensor i from distribution i with key i, each with the bits that it would get alone.
 
-    All tensors of a device are checked before the first of them changes. On a CPU all of them are shared out among the threads as one; on
-    a GPU the contiguous ones take one launch for each seed among the keys, however many they are.
+    All tensors of a device are checked before the first of them changes. On a CPU all of them are shared out among the
+    threads as one; on a GPU the contiguous ones take one launch for each seed among the keys, however many they are.
 
     Args:
         tensors: of any shapes, strides and supported dtypes, on any devices.
