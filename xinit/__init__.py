@@ -24,7 +24,9 @@ from torch.nn.init import (
 
 from xinit import _C
 from xinit.distributions import (
+    Blocks,
     Distribution,
+    blocks,
     constant,
     fill_many_,
     kaiming_normal,
@@ -55,9 +57,11 @@ from xinit.keys import Key
 from xinit.window import Window
 
 __all__ = [
+    "Blocks",
     "Distribution",
     "Key",
     "Window",
+    "blocks",
     "build_info",
     "calculate_gain",
     "constant",
