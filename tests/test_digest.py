@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import xinit
-from xinit import Key, _C
+from xinit import _C, Key
 
 KEY = Key(11, 7)
 DTYPES = {torch.float32: np.uint32, torch.float64: np.uint64, torch.float16: np.uint16, torch.bfloat16: np.uint16}
