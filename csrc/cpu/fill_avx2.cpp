@@ -25,6 +25,9 @@ namespace {
 struct Avx2 : VectorLanes {
   static XINIT_HD F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static XINIT_HD bool any(I mask) { return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0; }
+  static XINIT_HD uint32_t at_least(F x, float bound) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GE_OQ)));
+  }
   static XINIT_HD F min(F a, F b) { return _mm256_min_ps(a, b); }
   static XINIT_HD F max(F a, F b) { return _mm256_max_ps(a, b); }
   static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {
