@@ -11,6 +11,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
+#pragma GCC optimize("schedule-insns", "sched-pressure")  // to mix one tile's Philox with another's transform
 #pragma GCC target("avx2,fma,f16c")
 #endif
 

@@ -12,6 +12,7 @@
                              apply_to = function)
 #else
 #pragma GCC push_options
+#pragma GCC optimize("schedule-insns", "sched-pressure")  // to mix one tile's Philox with another's transform
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
