@@ -79,7 +79,9 @@ def print_plan(arguments: argparse.Namespace) -> int:
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="package.module:Class", help="a model's class, or a transformers configuration's")
+    parser.add_argument(
+        "target", metavar="package.module:Class", help="a model's class, or a transformers configuration's"
+    )
     parser.add_argument("arguments", nargs="*", metavar="name=value", help="what to construct it with")
     parser.add_argument("--recipe", choices=RECIPES, help="by default the model's own if there is one, or else torch")
     parser.add_argument("--only", action="append", metavar="GLOB", help="only the parameters with such a name")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from xinit.distributions import Blocks, Distribution, zeros
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
-from xinit.recipes import Recipe, Value, rules_of
-from xinit.sites import Pattern, Patterns, Predicate, Site, predicate, selected, sites_of, some
+from xinit.recipes import Recipe, rules_of
+from xinit.sites import Patterns, Site, predicate, selected, sites_of, some
 from xinit.writes import Write, fill_writes_, writes_of
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -32,48 +32,51 @@ class Step:
     problem: str = ""
 
     def row(self) -> Row:
-        site, parts = self.site, [(math.prod(w.shape), w.distribution.std) for w in self.writes]
-        if site.padding is not None and self.writes:
-            parts.pop()
-        count = sum(size for size, _ in parts)
-        std = math.sqrt(sum(size * s * s for size, s in parts) / count) if count else None
-        method = describe(self.what, self.writes) if self.what is not None and self.writes else ""
-        if site.padding is not None and method:
-            method += f", row {site.padding} zero"
+        site, method, std = self.site, "", None
+        if self.what is not None and self.writes:
+            drawn = self.writes[:-1] if site.padding is not None else self.writes
+            sizes, stds = [math.prod(write.shape) for write in drawn], [write.distribution.std for write in drawn]
+            squares = sum(size * std * std for size, std in zip(sizes, stds, strict=True))
+            std = stds[0] if len(set(stds)) == 1 else math.sqrt(squares / sum(sizes))
+            method = describe(self.what) + (f", row {site.padding} zero" if site.padding is not None else "")
         return Row(site.name, tuple(site.parameter.shape), site.parameter.dtype, method, std, site.tied, self.problem)
 
 
-def _steps(op: str, model: nn.Module, recipe: Recipe, key: Key, sites: list[Site]) -> tuple[list[Step], list[str]]:
-    """For each site what the recipe says; and the globs that matched nothing."""
-    rules: list[tuple[Pattern, Predicate, Value]] = [
-        (p, predicate(p, op), value) for p, value in rules_of(recipe, model, op)
-    ]
-    steps, unused = list[Step](), {i for i, (pattern, _, _) in enumerate(rules) if isinstance(pattern, str)}
-    for site in sites:
-        step = Step(site, problem=f"no pattern matches it; it belongs to a {type(site.module).__name__}")
-        steps.append(step)
-        for i, (_, matches, value) in enumerate(rules):
-            if not matches(site.name, site.parameter, site.module):
-                continue
-            unused.discard(i)
-            try:
-                if isinstance(value, Distribution | Blocks):
-                    step.what = value
-                elif callable(value):
-                    step.what = value(site.name, site.parameter, site.module)
-                    if step.what is None:
-                        continue
-                if not isinstance(step.what, Distribution | Blocks):
+class Rules:
+    """A recipe's patterns and values for one model."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, op: str) -> None:
+        self.op = op
+        self.rules = [(predicate(p, op), value, p) for p, value in rules_of(recipe, model, op)]
+        self.unused: dict[object, str] = {pattern: pattern for _, _, pattern in self.rules if isinstance(pattern, str)}
+
+    def what(self, site: Site) -> Distribution | Blocks | None:
+        """What the first pattern that matches says; None if there is none."""
+        where = site.name, site.parameter, site.module
+        for matches, value, pattern in self.rules:
+            if matches(*where):
+                self.unused.pop(pattern, None)
+                what = value if isinstance(value, Distribution | Blocks) or not callable(value) else value(*where)
+                if isinstance(what, Distribution | Blocks):
+                    return what
+                if what is not None or what is value:
                     raise TypeError(
-                        f"{op}: the recipe must give a Distribution, blocks, or a function that gives one, for "
-                        f"{site.name}, but found {value if step.what is None else step.what!r}"
+                        f"{self.op}: a recipe must give a distribution, blocks, or a function of (name, parameter, module) "
+                        f"that gives one, but for {site.name} it gives {what!r}"
                     )
+        return None
+
+    def step(self, site: Site, key: Key) -> Step:
+        step = Step(site)
+        try:
+            step.what = self.what(site)
+            if step.what is not None:
                 step.writes = _writes(site, step.what, key)
-                step.problem = ""
-            except ValueError as error:
-                step.problem = str(error)
-            break
-    return steps, [str(rules[i][0]) for i in sorted(unused)]
+            else:
+                step.problem = f"no pattern matches it; it belongs to a {type(site.module).__name__}"
+        except ValueError as error:
+            step.problem = str(error)
+        return step
 
 
 def _writes(site: Site, what: Distribution | Blocks, key: Key) -> list[Write]:
@@ -173,7 +176,8 @@ def init_(
                 f"init_: parameter {site.name} has dtype {site.parameter.dtype}; supported are "
                 f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)}"
             )
-    steps, _ = _steps("init_", model, recipe, key, sites)
+    rules = Rules(recipe, model, "init_")
+    steps = [rules.step(site, key) for site in sites]
     problems = [step.row() for step in steps if step.problem]
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
@@ -209,8 +213,9 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
     """
     sites = sites_of(model, "plan")
     chosen = selected(sites, only, skip, "plan")
-    steps, unused = _steps("plan", model, recipe, Key(0), chosen)
-    return Plan(tuple(step.row() for step in steps), len(sites) - len(chosen), tuple(unused))
+    rules = Rules(recipe, model, "plan")
+    rows = tuple(rules.step(site, Key(0)).row() for site in chosen)
+    return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()))
 
 
 def fingerprint(model: nn.Module, progress: bool = False) -> str:

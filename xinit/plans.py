@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from xinit.distributions import Blocks, Distribution
-from xinit.writes import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +127,8 @@ def _table(lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(rows)
 
 
-def describe(what: Distribution | Blocks, writes: Sequence[Write]) -> str:
-    """In words; ``writes`` are those that it becomes, with the numbers."""
+def describe(what: Distribution | Blocks) -> str:
+    """In words."""
     if isinstance(what, Distribution):
         return _words(what)
     texts = [_words(distribution) for _, _, distribution in what.parts]
