@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.distributions import Blocks, Distribution, zeros
 from xinit.keys import Key
@@ -94,6 +95,11 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
         name, parameter = site.name, site.parameter
         if parameter.is_meta:
             meta.append(name)
+        elif is_traceable_wrapper_subclass(parameter):
+            kind = type(parameter).__name__
+            raise NotImplementedError(
+                f"{op}: parameter {name} is a {kind}; supported are plain tensors, before they are wrapped"
+            )
         elif parameter.layout is not torch.strided:
             raise NotImplementedError(
                 f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"

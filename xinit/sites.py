@@ -51,19 +51,22 @@ def sites_of(model: nn.Module, op: str) -> list[Site]:
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
     sites: dict[int, Site] = {}
     named: dict[str, Site] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = canonical_name(path)
         for leaf, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            name = canonical_name(f"{prefix}.{leaf}" if prefix else leaf)
-            site = sites.setdefault(id(parameter), Site(name, parameter, module))
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            site = sites.get(id(parameter))
+            if site is None:
+                site = sites[id(parameter)] = Site(name, parameter, module)
+            elif name not in site.names:
+                site.tied += (name,)
             other = named.setdefault(name, site)
             if other is not site:
                 raise ValueError(
                     f"{op}: two parameters are both called {name}, apart from wrappers' parts of their names"
                 )
-            if name not in site.names:
-                site.tied += (name,)
             if (
                 leaf == "weight"
                 and isinstance(module, nn.Embedding | nn.EmbeddingBag)
