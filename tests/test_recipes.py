@@ -492,6 +492,7 @@ def test_a_recipe_is_a_name_a_mapping_a_function_or_a_sequence():
     assert stds(model, lambda model: {f"{len(model) - 1}.*": xinit.zeros(), "*": xinit.normal(std=0.5)}) == expected
     assert stds(model, [{"1.*": xinit.zeros()}, {"*": xinit.normal(std=0.5)}]) == expected
     assert stds(model, ({"1.*": xinit.zeros()}, "torch"))["0.weight"] == pytest.approx(0.5 / math.sqrt(3))
+    assert stds(model, recipes.torch) == stds(model, recipes.torch()) == stds(model, "torch")
     assert stds(model, {lambda name, p, module: p.dim() == 1: xinit.ones(), "*": xinit.normal()})["0.bias"] == 0
 
     def by_width(name, parameter, module):

@@ -55,6 +55,9 @@ def rules_of(recipe: Recipe, model: nn.Module, op: str) -> list[tuple[Pattern, V
         return list(recipe.items())
     if isinstance(recipe, Sequence):
         return [rule for part in recipe for rule in rules_of(part, model, op)]
+    function: Any = recipe
+    if function in RECIPES.values():  # itself, not what it returns
+        return rules_of(function(), model, op)
     if callable(recipe) and not isinstance(recipe, type | nn.Module):
         return rules_of(recipe(model), model, op)
     raise TypeError(
