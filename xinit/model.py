@@ -43,7 +43,7 @@ class Step:
         return Row(site.name, tuple(site.parameter.shape), site.parameter.dtype, method, std, site.tied, self.problem)
 
 
-class Rules:
+class Rulebook:
     """A recipe's patterns and values for one model."""
 
     def __init__(self, recipe: Recipe, model: nn.Module, op: str) -> None:
@@ -182,7 +182,7 @@ def init_(
                 f"init_: parameter {site.name} has dtype {site.parameter.dtype}; supported are "
                 f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)}"
             )
-    rules = Rules(recipe, model, "init_")
+    rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]
     problems = [step.row() for step in steps if step.problem]
     if problems:
@@ -219,7 +219,7 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
     """
     sites = sites_of(model, "plan")
     chosen = selected(sites, only, skip, "plan")
-    rules = Rules(recipe, model, "plan")
+    rules = Rulebook(recipe, model, "plan")
     rows = tuple(rules.step(site, Key(0)).row() for site in chosen)
     return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()))
 
