@@ -349,6 +349,8 @@ def test_other_parameters_that_cannot_be_filled():
         r"head\.bias has dtype torch\.int32; supported are float32, float64, float16, bfloat16",
         NotImplementedError,
     )
+    with pytest.raises(NotImplementedError, match=r"fingerprint: parameter head\.bias has dtype torch\.int32"):
+        xinit.fingerprint(model)
     model = Mixed()
     model.head.weight = nn.Parameter(torch.zeros(4, 6).to_sparse())
     with pytest.raises(NotImplementedError, match=r"head\.weight has layout torch\.sparse_coo"):

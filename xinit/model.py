@@ -104,6 +104,9 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
             raise NotImplementedError(
                 f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"
             )
+        elif parameter.dtype not in _DTYPES:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
         elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
             empty.append(name)
         else:
@@ -176,12 +179,6 @@ def init_(
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
     sites = selected(sites_of(model, "init_"), only, skip, "init_")
     _check_memory("init_", sites)
-    for site in sites:
-        if site.parameter.dtype not in _DTYPES:
-            raise NotImplementedError(
-                f"init_: parameter {site.name} has dtype {site.parameter.dtype}; supported are "
-                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)}"
-            )
     rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]
     problems = [step.row() for step in steps if step.problem]
@@ -238,6 +235,7 @@ def fingerprint(model: nn.Module, progress: bool = False) -> str:
     Raises:
         TypeError: if ``model`` is no module.
         RuntimeError: for parameters on the meta device, or whose memory was released.
+        NotImplementedError: for dtypes and layouts that :func:`init_` does not support.
         ImportError: for ``progress`` without tqdm.
 
     Example:
