@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -141,6 +142,7 @@ def describe(what: Distribution | Blocks) -> str:
 _NAMES = {"fan_avg": "xavier_{}", "fan_in": "kaiming_{} fan_in", "fan_out": "kaiming_{} fan_out"}
 
 
+@lru_cache
 def _words(d: Distribution) -> str:
     if d.fan:
         family = "{} " + d.fan if d.name == "truncated_normal" else _NAMES[d.fan]
