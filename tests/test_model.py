@@ -456,6 +456,7 @@ METHODS = [
         "kaiming_uniform fan_in gain 1.41, in 0, out 2, batch 1",
         math.sqrt(2 / 8),
     ),
+    (xinit.blocks("w", {"q": (4, XAVIER()), "k": (4, XAVIER())}), "q, k: xavier_uniform", math.sqrt(2 / 20)),
     (xinit.kaiming_normal(nonlinearity="linear", groups=4), "kaiming_normal fan_in, groups 4", 1 / math.sqrt(12)),
 ]
 
