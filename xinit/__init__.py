@@ -23,6 +23,7 @@ from torch.nn.init import (
 )
 
 from xinit import _C
+from xinit.accelerate import accelerate
 from xinit.distributions import (
     Distribution,
     constant,
@@ -58,6 +59,7 @@ __all__ = [
     "Distribution",
     "Key",
     "Window",
+    "accelerate",
     "build_info",
     "calculate_gain",
     "constant",
