@@ -1,0 +1,232 @@
+"""What has been done to a storage, written down operator by operator: what :func:`xinit.deferred` keeps instead of weights.
+
+A :class:`Store` is the history of one storage, a list of nodes in the order of time; a :class:`Node` is one operator, its
+tensor arguments given as a :class:`Ref`, a strided view of a storage as it was just before, or as a copy of data that no
+recorded operator has made. Nothing else is needed to do it all again, elsewhere and with other random numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xinit.accelerate import _DTYPES
+from xinit.distributions import Distribution
+
+_aten, _ops = torch.ops.aten, torch.ops.xinit
+_clock = itertools.count()
+
+
+class Ref(NamedTuple):
+    """A strided view of a storage, in elements of its dtype."""
+
+    store: Store
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.size).numel()
+
+    def of(self, storage: torch.UntypedStorage) -> Tensor:
+        """The view of that storage."""
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage, self.offset, self.size, self.stride)
+
+    def dense(self) -> bool:
+        """Whether no element is missing in between, and none is there twice."""
+        expected = 1
+        for stride, size in sorted((s, n) for s, n in zip(self.stride, self.size, strict=True) if n != 1):
+            if stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def whole(self) -> bool:
+        """Whether it is all of the storage."""
+        return self.offset == 0 and self.numel * self.dtype.itemsize == self.store.nbytes and self.dense()
+
+
+class Data(NamedTuple):
+    """Values that were there before anything was recorded."""
+
+    tensor: Tensor
+
+
+@dataclass(eq=False)
+class Node:
+    """One operator that was called, or would have been."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    fill: tuple[Ref, Distribution] | None = None  # if it is but a fill of that view
+    outputs: list[tuple[int, Ref]] = field(default_factory=list)  # new storages, by the position among what it returned
+    time: int = field(default_factory=lambda: next(_clock))
+
+    @property
+    def refs(self) -> list[Ref]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_leaf) if isinstance(leaf, Ref)]
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers itself."""
+        if self.fill:
+            return self.fill[1].name != "constant"
+        return torch.Tag.nondeterministic_seeded in self.func.tags and self.kwargs.get("key") is None
+
+    def overwrites(self, store: Store) -> bool:
+        """Whether nothing of what the storage held before is left."""
+        if self.fill:
+            return self.fill[0].whole()
+        if self.func is _aten.copy_.default:
+            return bool(self.args[0].whole() and self.args[0].store is store)
+        return any(ref.store is store for _, ref in self.outputs)
+
+    def run(self, tensor: Callable[[Ref | Data], Tensor], **replaced: Any) -> Any:
+        """Do it, on those tensors."""
+        args, kwargs = tree_map(
+            lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf, (self.args, self.kwargs), is_leaf=_is_leaf
+        )
+        return self.func(*args, **(kwargs | {name: value for name, value in replaced.items() if name in kwargs}))
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, (Ref, Data))
+
+
+class Store:
+    """The history of one storage.
+
+    Attributes:
+        nodes: all that was done to it.
+        lazy: nothing of it has been done yet: the memory exists, but has not been touched.
+        deferred: it is, or depends on, a parameter, so nothing of it will be done here.
+        random: random numbers went into it.
+        label: the parameter that it is or depends on, as far as its name is known.
+    """
+
+    def __init__(self, storage: torch.UntypedStorage, *, lazy: bool = False, deferred: bool = False, label: str = ""):
+        self.nodes: list[Node] = []
+        self.random = False
+        self.nbytes = storage.nbytes()
+        self.lazy, self.deferred, self.label = lazy, deferred, label
+        self.storages: list[StorageWeakRef] = []  # the real one, and the one on the meta device
+        self.stand_for(storage)
+
+    def stand_for(self, storage: torch.UntypedStorage) -> None:
+        """Be the history of that storage too."""
+        reference = StorageWeakRef(storage)
+        self.storages.append(reference)
+        _stores[reference.cdata] = (reference, self)
+
+    def storage(self, meta: bool) -> torch.UntypedStorage | None:
+        """The storage on the meta device, or the real one, if it is still there."""
+        for reference in self.storages:
+            if not reference.expired():
+                storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                if storage is not None and (storage.device.type == "meta") == meta:
+                    return storage
+        return None
+
+    def forget(self) -> None:
+        """What it holds from now on is data like any other."""
+        for reference in self.storages:
+            _stores.pop(reference.cdata, None)
+
+    def add(self, node: Node) -> None:
+        self.nodes.append(node)
+        self.random = self.random or node.random or any(ref.store.random for ref in node.refs)
+
+    def until(self, time: int) -> list[Node]:
+        """What was done to it before that time and can still be seen then."""
+        nodes = [node for node in self.nodes if node.time < time]
+        start = max((i for i, node in enumerate(nodes) if node.overwrites(self)), default=0)
+        return nodes[start:]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
+        return self  # history does not change by being copied
+
+
+# By the storage's address, which cannot be used anew as long as there is a weak reference to it.
+_stores: dict[int, tuple[StorageWeakRef, Store]] = {}
+
+
+def store_of(tensor: Tensor) -> Store | None:
+    """The history of a plain tensor's storage, if it has one."""
+    entry = _stores.get(tensor.untyped_storage()._cdata)
+    return entry[1] if entry else None
+
+
+def ref(tensor: Tensor, store: Store) -> Ref:
+    if tensor.is_conj() or tensor.is_neg():
+        raise RuntimeError("deferred: a lazily conjugated or negated view cannot be recorded")
+    return Ref(store, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+
+def now() -> int:
+    """A time after all that was recorded so far."""
+    return next(_clock)
+
+
+class Record(NamedTuple):
+    """What a parameter was at the end of the context: a view of a storage's history."""
+
+    ref: Ref
+    time: int
+    version: int  # of the parameter, which counts what is written to it
+
+
+def purge() -> None:
+    """Forget the histories of storages that are no more."""
+    for address, (reference, _) in list(_stores.items()):
+        if reference.expired():
+            del _stores[address]
+
+
+# Operators that fill: how the distribution follows from the arguments after the tensor.
+def _argument(values: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: float) -> float:
+    return float(values[index] if index < len(values) else kwargs.get(name, default))
+
+
+def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
+    """What an in-place operator fills its first argument with, if it does that and nothing else."""
+    target = args[0] if args else None
+    if func not in _FILLS or not isinstance(target, Tensor) or target.dtype not in _DTYPES:
+        return None
+    if func is _aten.zero_.default:
+        return Distribution("constant", (0.0,))
+    if func is _aten.fill_.Scalar or func is _aten.fill_.Tensor or func is _aten.copy_.default:
+        value = args[1]
+        if isinstance(value, Tensor):
+            if value.dim() or value.is_meta or store_of(value) or value.is_complex():
+                return None
+            value = value.item()
+        return None if isinstance(value, complex) else Distribution("constant", (float(value),))
+    if kwargs.get("key") is not None:
+        return None  # its numbers are chosen already
+    name, parameters = _FILLS[func]
+    values = tuple(_argument(args[1:], kwargs, i, *parameter) for i, parameter in enumerate(parameters))
+    return Distribution(name, values)
+
+
+_FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
+    _aten.zero_.default: ("constant", ()),
+    _aten.fill_.Scalar: ("constant", ()),
+    _aten.fill_.Tensor: ("constant", ()),
+    _aten.copy_.default: ("constant", ()),  # of a single number
+    _aten.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
+    _aten.uniform_.default: ("uniform", (("from", 0.0), ("to", 1.0))),
+    _ops.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
+    _ops.uniform_.default: ("uniform", (("a", 0.0), ("b", 1.0))),
+    _ops.trunc_normal_.default: ("truncated_normal", (("mean", 0.0), ("std", 1.0), ("a", -2.0), ("b", 2.0))),
+}
