@@ -7,6 +7,7 @@
 #include "cpu/cpu.h"
 #include "ops.h"
 #include "philox.h"
+#include "plan.h"
 
 namespace py = pybind11;
 
@@ -57,11 +58,23 @@ py::dict describe(const Distribution& d) {
   return out;
 }
 
+// A distribution scaled by a fan of that shape, as one that is not: its name and parameters.
+py::tuple resolve(const std::string& distribution, double gain, const std::string& fan, const Shape& shape,
+                  Shape in_axis, Shape out_axis, Shape batch_axes, int64_t groups) {
+  const Axes axes{std::move(in_axis), std::move(out_axis), std::move(batch_axes), groups};
+  const Named named = scaled(distribution, gain, fans_of(shape, axes), parse_fan(fan));
+  const double* p = named.parameters;
+  if (named.name == "truncated_normal") return py::make_tuple(named.name, py::make_tuple(p[0], p[1], p[2], p[3]));
+  return py::make_tuple(named.name, py::make_tuple(p[0], p[1]));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info);
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
+  m.def("resolve", &resolve, py::arg("distribution"), py::arg("gain"), py::arg("fan"), py::arg("shape"),
+        py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axes"), py::arg("groups"));
   m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
         "The 4 * blocks words from that block on.");
   m.def(

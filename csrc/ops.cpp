@@ -5,16 +5,11 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
-#include <cmath>
-#include <stdexcept>
-
 #include "float_environment.h"
+#include "plan.h"
 
 namespace xinit {
 namespace {
-
-using Shape = std::vector<int64_t>;
 
 // What every op takes besides its distribution's parameters.
 struct Arguments {
@@ -60,184 +55,47 @@ Shape to_shape(at::SymIntArrayRef sizes) {
   return shape;
 }
 
-// The shape of the whole: the tensor's own, or that of which it is a window, checked to contain it.
-Shape check_window(const Arguments& args) {
-  const Shape local = to_shape(args.self.sym_sizes());
+// The tensor of this shape as a part of a whole; by default it is the whole.
+struct Part {
+  Shape local, whole, offsets;
+};
+
+void check_part(const char* op, const Part& part) {
+  TORCH_CHECK_VALUE(part.whole.size() == part.local.size() && part.offsets.size() == part.local.size(), op,
+                    ": the window has ", part.whole.size(), " dimensions and ", part.offsets.size(),
+                    " offsets, but the tensor has ", part.local.size(), " dimensions");
+  int64_t count = 1;
+  for (size_t d = 0; d < part.whole.size(); ++d) {
+    const int64_t local = part.local[d], whole = part.whole[d], offset = part.offsets[d];
+    TORCH_CHECK_VALUE(offset >= 0 && whole >= 0 && local <= whole && offset <= whole - local, op, ": the window [",
+                      offset, ", ", offset, " + ", local, ") is outside its global shape's [0, ", whole,
+                      ") in dimension ", d);
+    TORCH_CHECK_VALUE(!__builtin_mul_overflow(count, whole, &count), op, ": the global shape ",
+                      at::IntArrayRef(part.whole), " has more than 2^63 elements at dimension ", d);
+  }
+}
+
+Part part_of(const Arguments& args) {
+  Part part{to_shape(args.self.sym_sizes()), {}, {}};
   TORCH_CHECK_VALUE(args.global_shape.has_value() == args.offsets.has_value(), args.op,
                     ": a window takes global_shape and offsets, but found only ",
                     args.global_shape ? "global_shape" : "offsets");
-  if (!args.global_shape) return local;
-  const Shape whole = to_shape(*args.global_shape), offsets = to_shape(*args.offsets);
-  TORCH_CHECK_VALUE(whole.size() == local.size() && offsets.size() == local.size(), args.op, ": the window has ",
-                    whole.size(), " dimensions and ", offsets.size(), " offsets, but the tensor has ", local.size(),
-                    " dimensions");
-  int64_t count = 1;
-  for (size_t d = 0; d < whole.size(); ++d) {
-    TORCH_CHECK_VALUE(offsets[d] >= 0 && whole[d] >= 0 && local[d] <= whole[d] && offsets[d] <= whole[d] - local[d],
-                      args.op, ": the window [", offsets[d], ", ", offsets[d], " + ", local[d],
-                      ") is outside its global shape's [0, ", whole[d], ") in dimension ", d);
-    TORCH_CHECK_VALUE(!__builtin_mul_overflow(count, whole[d], &count), args.op, ": the global shape ",
-                      at::IntArrayRef(whole), " has more than 2^63 elements at dimension ", d);
-  }
-  return whole;
+  part.whole = args.global_shape ? to_shape(*args.global_shape) : part.local;
+  part.offsets = args.offsets ? to_shape(*args.offsets) : Shape(part.local.size(), 0);
+  check_part(args.op, part);
+  return part;
 }
 
-std::vector<Placed> windows_of(const at::Tensor& self, const Shape& whole, const Shape& offsets) {
+std::vector<Placed> windows_of(const at::Tensor& self, const Part& part) {
   std::vector<Dim> dims;
   uint64_t step = 1, base = 0;
-  for (size_t d = whole.size(); d-- > 0;) {
+  for (size_t d = part.whole.size(); d-- > 0;) {
     dims.push_back({self.size(static_cast<int64_t>(d)), self.stride(static_cast<int64_t>(d)), step});
-    base += static_cast<uint64_t>(offsets[d]) * step;
-    step *= static_cast<uint64_t>(whole[d]);
+    base += static_cast<uint64_t>(part.offsets[d]) * step;
+    step *= static_cast<uint64_t>(part.whole[d]);
   }
   return make_windows(base, std::move(dims));
 }
-
-// ---- the plans: from an op's own parameters to a distribution, in torch's words where torch has them ----
-
-// What a plan may ask of the tensor.
-struct Target {
-  const char* op;
-  caffe2::TypeMeta type;
-  Dtype dtype;
-  Shape shape;  // of the whole
-};
-
-// No distribution: nothing is to be done.
-using Plan = std::optional<Distribution>;
-
-void check_in_range(const Target& target, const char* what, double value) {
-  // A float64 tensor holds float32 values, widened.
-  const double most = std::min(largest(target.dtype), largest(Dtype::kFloat));
-  TORCH_CHECK(std::abs(value) <= most, what, " is out of bounds for ", target.type, ": ", target.op, " received ", what,
-              "=", value);
-}
-
-void check_normal(const Target& target, double mean, double std) {
-  TORCH_CHECK(std >= 0, "normal expects std >= 0.0, but found std ", std);
-  check_in_range(target, "std", std);
-  check_in_range(target, "mean", mean);
-}
-
-template <class Make>
-Distribution in_domain(const Target& target, Make make) {
-  try {
-    return make();
-  } catch (const std::domain_error& error) {
-    C10_THROW_ERROR(ValueError, c10::str(target.op, ": ", error.what()));
-  }
-}
-
-Plan plan_uniform(const Target& target, double a, double b) {
-  check_in_range(target, "from", a);
-  check_in_range(target, "to", b);
-  TORCH_CHECK(a <= b, "uniform_ expects to return a [from, to) range, but found from=", a, " > to=", b);
-  return in_domain(target, [&] { return uniform(a, b, target.dtype); });
-}
-
-Plan plan_normal(const Target& target, double mean, double std) {
-  check_normal(target, mean, std);
-  return normal(mean, std);
-}
-
-Plan plan_trunc_normal(const Target& target, double mean, double std, double a, double b) {
-  check_normal(target, mean, std);
-  check_in_range(target, "a", a);
-  check_in_range(target, "b", b);
-  TORCH_CHECK_VALUE(a < b, target.op, ": the window [a, b] is empty: a=", a, ", b=", b);
-  return in_domain(target, [&] { return truncated_normal(mean, std, a, b, target.dtype); });
-}
-
-Plan plan_constant(const Target& target, double value) {
-  check_in_range(target, "value", value);
-  return constant(value);
-}
-
-bool empty(const Shape& shape) {
-  for (const int64_t size : shape)
-    if (size == 0) return true;
-  return false;
-}
-
-Fans fans_of(const Shape& shape) {
-  TORCH_CHECK_VALUE(shape.size() >= 2,
-                    "Fan in and fan out can not be computed for tensor with fewer than 2 dimensions");
-  double receptive = 1;
-  for (size_t d = 2; d < shape.size(); ++d) receptive *= static_cast<double>(shape[d]);
-  return {static_cast<double>(shape[1]) * receptive, static_cast<double>(shape[0]) * receptive};
-}
-
-// Of mean 0 and std = gain / sqrt(fan); "truncated_normal" is cut at two standard deviations of the untruncated.
-// Nothing, after torch's warning, where the tensor has no elements.
-Plan plan_scaled(const Target& target, std::string_view distribution, double gain, Fan mode) {
-  const bool truncated = distribution == "truncated_normal", normal = distribution == "normal";
-  TORCH_CHECK_VALUE(truncated || normal || distribution == "uniform", "Distribution ", distribution,
-                    " not supported, please use one of ['truncated_normal', 'normal', 'uniform']");
-  if (empty(target.shape)) {
-    TORCH_WARN("Initializing zero-element tensors is a no-op");
-    return std::nullopt;
-  }
-  const double std = standard_deviation(gain, fans_of(target.shape), mode), bound = std::sqrt(3.0) * std;
-  if (normal) return plan_normal(target, 0, std);
-  if (!truncated) return plan_uniform(target, -bound, bound);
-  const double untruncated = std / 0.87962566103423978;  // the std of a standard normal truncated to +-2
-  return plan_trunc_normal(target, 0, untruncated, -2 * untruncated, 2 * untruncated);
-}
-
-// Upper and lower case are alike, as for torch.
-std::string lower(std::string_view name) {
-  std::string out(name);
-  for (char& c : out) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return out;
-}
-
-Fan kaiming_mode(std::string_view name) {
-  const std::string mode = lower(name);
-  TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out", "Mode ", mode,
-                    " not supported, please use one of ['fan_in', 'fan_out']");
-  return mode == "fan_in" ? Fan::kIn : Fan::kOut;
-}
-
-Fan variance_scaling_mode(std::string_view name) {
-  const std::string mode = lower(name);
-  TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out" || mode == "fan_avg", "Mode ", mode,
-                    " not supported, please use one of ['fan_in', 'fan_out', 'fan_avg']");
-  return mode == "fan_avg" ? Fan::kAverage : kaiming_mode(mode);
-}
-
-Plan plan_xavier_uniform(const Target& target, double gain) {
-  return plan_scaled(target, "uniform", gain, Fan::kAverage);
-}
-
-Plan plan_xavier_normal(const Target& target, double gain) {
-  return plan_scaled(target, "normal", gain, Fan::kAverage);
-}
-
-Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return plan_scaled(target, "uniform", calculate_gain(nonlinearity, a), kaiming_mode(mode));
-}
-
-Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return plan_scaled(target, "normal", calculate_gain(nonlinearity, a), kaiming_mode(mode));
-}
-
-Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution) {
-  TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
-                    scale);
-  return plan_scaled(target, distribution, std::sqrt(scale), variance_scaling_mode(mode));
-}
-
-// A distribution by name, with its parameters p, or, where a fan scales it, its gain p[0].
-Plan plan_named(const Target& target, const std::string& distribution, const std::string& fan, const double* p) {
-  if (!fan.empty()) return plan_scaled(target, distribution, p[0], variance_scaling_mode(fan));
-  if (distribution == "constant") return plan_constant(target, p[0]);
-  if (distribution == "uniform") return plan_uniform(target, p[0], p[1]);
-  if (distribution == "normal") return plan_normal(target, p[0], p[1]);
-  if (distribution == "truncated_normal") return plan_trunc_normal(target, p[0], p[1], p[2], p[3]);
-  C10_THROW_ERROR(ValueError, c10::str(target.op, ": unknown distribution ", distribution));
-}
-
-// ---- from a call to a fill ----
 
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
 template <class MakePlan>
@@ -248,11 +106,10 @@ void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   if (!concrete(args.self.sym_sizes()) || (args.global_shape && !concrete(*args.global_shape)) ||
       (args.offsets && !concrete(*args.offsets)))
     return;  // traced with symbolic shapes: there is nothing to fill, and nothing to check against
-  const Target target{args.op, args.self.dtype(), dtype_of(args.self), check_window(args)};
-  const Plan plan = make_plan(target);
-  if (!plan || args.self.is_meta() || empty(target.shape)) return;  // an empty tensor draws nothing
-  const Shape offsets = args.offsets ? to_shape(*args.offsets) : Shape(target.shape.size(), 0);
-  backend.fill(args.self, *plan, windows_of(args.self, target.shape, offsets), source);
+  const Part part = part_of(args);
+  const Plan plan = make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), part.whole});
+  if (!plan || args.self.is_meta() || empty(part.whole)) return;  // an empty tensor draws nothing
+  backend.fill(args.self, *plan, windows_of(args.self, part), source);
 }
 
 template <class... Parameters>
@@ -265,34 +122,74 @@ void implement(torch::Library& library, Backend backend, const char* op, Plan (*
   });
 }
 
-// For tensor i a distribution by name, the fan that scales it ("" for none), a row of four parameters, and a key of two
-// words. Everything is checked before the first tensor changes; tensors without elements are passed over.
-void fill_many(const Backend& backend, at::TensorList tensors, const std::vector<std::string>& distributions,
-               const std::vector<std::string>& fans, at::ArrayRef<double> parameters, at::IntArrayRef keys) {
+// For tensor i a distribution by name, a row of four parameters and a key of two words; if there are names at all, one
+// for errors; if there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
+struct Many {
+  at::TensorList tensors;
+  const std::vector<std::string>& distributions;
+  at::ArrayRef<double> parameters;
+  at::IntArrayRef keys;
+  const std::vector<std::string>& names;
+  at::IntArrayRef global_shapes, offsets;
+
+  size_t dims() const {
+    size_t sum = 0;
+    for (const at::Tensor& tensor : tensors) sum += static_cast<size_t>(tensor.dim());
+    return sum;
+  }
+  bool windowed() const { return !global_shapes.empty() || !offsets.empty(); }
+};
+
+void check_counts(const char* op, const Many& many) {
+  const size_t count = many.tensors.size(), dims = many.dims();
+  TORCH_CHECK_VALUE(
+      many.distributions.size() == count && many.parameters.size() == 4 * count && many.keys.size() == 2 * count, op,
+      ": ", count, " tensors take as many distributions, and four parameters and two key words each, but found ",
+      many.distributions.size(), ", ", many.parameters.size(), " and ", many.keys.size());
+  TORCH_CHECK_VALUE(!many.windowed() || (many.global_shapes.size() == dims && many.offsets.size() == dims), op,
+                    ": tensors of ", dims, " dimensions together take as many global sizes and offsets, but found ",
+                    many.global_shapes.size(), " and ", many.offsets.size());
+  TORCH_CHECK_VALUE(many.names.empty() || many.names.size() == count, op, ": ", count,
+                    " tensors take as many names, but found ", many.names.size());
+}
+
+// Tensor i's fills, checked. Its dimensions begin at `dim` among those of all.
+void plan_one(const char* op, const Many& many, size_t i, size_t dim, std::vector<Fill>& fills) {
+  const at::Tensor& self = many.tensors[i];
+  check_tensor(op, self);
+  TORCH_CHECK(self.device() == many.tensors[0].device(), op, ": all tensors must be on one device, but found ",
+              many.tensors[0].device(), " and ", self.device());
+  if (!concrete(self.sym_sizes())) return;
+  Part part{to_shape(self.sym_sizes()), {}, {}};
+  const size_t n = part.local.size();
+  part.whole = many.windowed() ? many.global_shapes.slice(dim, n).vec() : part.local;
+  part.offsets = many.windowed() ? many.offsets.slice(dim, n).vec() : Shape(n, 0);
+  check_part(op, part);
+  const double* p = many.parameters.data() + 4 * i;
+  const Plan plan =
+      plan_named({op, self.dtype(), dtype_of(self), part.whole}, {many.distributions[i], {p[0], p[1], p[2], p[3]}});
+  if (self.is_meta() || empty(part.local)) return;
+  const Key key{static_cast<uint64_t>(many.keys[2 * i]), static_cast<uint64_t>(many.keys[2 * i + 1])};
+  for (const Fill& fill : fills_of(self, *plan, windows_of(self, part), key)) fills.push_back(fill);
+}
+
+// Everything is checked before the first tensor changes; tensors without elements are passed over.
+void fill_many(const Backend& backend, const Many& many) {
   constexpr const char* op = "fill_many_";
   const FloatEnvironment environment;
-  const size_t count = tensors.size();
-  TORCH_CHECK_VALUE(distributions.size() == count && fans.size() == count && parameters.size() == 4 * count &&
-                        keys.size() == 2 * count,
-                    op, ": ", count, " tensors take as many distributions and fans, and four parameters and two key ",
-                    "words each, but found ", distributions.size(), ", ", fans.size(), ", ", parameters.size(), " and ",
-                    keys.size());
+  check_counts(op, many);
   std::vector<Fill> fills;
-  for (size_t i = 0; i < count; ++i) {
-    const at::Tensor& self = tensors[i];
-    check_tensor(op, self);
-    TORCH_CHECK(self.device() == tensors[0].device(), op, ": all tensors must be on one device, but found ",
-                tensors[0].device(), " and, at index ", i, ", ", self.device());
-    if (!concrete(self.sym_sizes())) continue;
-    const Target target{op, self.dtype(), dtype_of(self), to_shape(self.sym_sizes())};
-    if (empty(target.shape)) continue;
-    const Plan plan = plan_named(target, distributions[i], fans[i], parameters.data() + 4 * i);
-    if (self.is_meta()) continue;
-    const Key key{static_cast<uint64_t>(keys[2 * i]), static_cast<uint64_t>(keys[2 * i + 1])};
-    const auto windows = windows_of(self, target.shape, Shape(target.shape.size(), 0));
-    for (const Fill& fill : fills_of(self, *plan, windows, key)) fills.push_back(fill);
+  size_t dim = 0;
+  for (size_t i = 0; i < many.tensors.size(); ++i) {
+    try {
+      plan_one(op, many, i, dim, fills);
+    } catch (c10::Error& error) {
+      error.add_context(many.names.empty() ? c10::str("tensor ", i) : many.names[i]);
+      throw;
+    }
+    dim += static_cast<size_t>(many.tensors[i].dim());
   }
-  if (!fills.empty()) backend.fill_many(tensors[0], fills);
+  if (!fills.empty()) backend.fill_many(many.tensors[0], fills);
 }
 
 // In place and without autograd: a leaf that requires grad is filled as under no_grad, and its version moves on.
@@ -342,19 +239,6 @@ Dtype dtype_of(const at::Tensor& tensor) {
   }
 }
 
-double calculate_gain(std::string_view nonlinearity, double slope) {
-  for (const char* name :
-       {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid"})
-    if (nonlinearity == name) return 1;
-  if (nonlinearity == "tanh") return 5.0 / 3;
-  if (nonlinearity == "relu") return std::sqrt(2.0);
-  TORCH_CHECK_VALUE(nonlinearity != "leaky_relu" || std::isfinite(slope), "negative_slope ", slope,
-                    " not a valid number");
-  if (nonlinearity == "leaky_relu") return std::sqrt(2.0 / (1 + slope * slope));
-  if (nonlinearity == "selu") return 3.0 / 4;
-  C10_THROW_ERROR(ValueError, c10::str("Unsupported nonlinearity ", nonlinearity));
-}
-
 std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
                            const Key& key) {
   char* const data = static_cast<char*>(self.mutable_data_ptr());
@@ -376,8 +260,10 @@ void register_ops(torch::Library& library, Backend backend) {
   implement(library, backend, "variance_scaling_", plan_variance_scaling);
   library.impl("fill_many_",
                [=](at::TensorList tensors, const std::vector<std::string>& distributions,
-                   const std::vector<std::string>& fans, at::ArrayRef<double> parameters,
-                   at::IntArrayRef keys) { fill_many(backend, tensors, distributions, fans, parameters, keys); });
+                   at::ArrayRef<double> parameters, at::IntArrayRef keys, const std::vector<std::string>& names,
+                   at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
+                 fill_many(backend, {tensors, distributions, parameters, keys, names, global_shapes, offsets});
+               });
 }
 
 TORCH_LIBRARY(xinit, m) {
@@ -387,8 +273,10 @@ TORCH_LIBRARY(xinit, m) {
                    " SymInt[]? offsets=None) -> ()")
               .c_str(),
           {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
-  m.def("fill_many_(Tensor(a!)[] tensors, str[] distributions, str[] fans, float[] parameters, int[] keys) -> ()",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fill_many_(Tensor(a!)[] tensors, str[] distributions, float[] parameters, int[] keys, str[] names, "
+      "int[] global_shapes=[], int[] offsets=[]) -> ()",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, kMeta); }

@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <optional>
-#include <string_view>
 #include <vector>
 
 #include "fill.h"
@@ -36,6 +35,5 @@ std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribut
                            const Key& key);
 
 Dtype dtype_of(const at::Tensor& tensor);
-double calculate_gain(std::string_view nonlinearity, double slope);
 
 }  // namespace xinit

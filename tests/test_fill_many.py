@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import xinit
-from xinit import Key
+from xinit import Key, Window
 
 KEY = Key(2024).fold_in("many")
 # A distribution as a value, and the function that fills with it.
@@ -96,10 +96,53 @@ def test_an_error_leaves_all_tensors_as_they_were(bad, distribution, error, word
 
 
 def test_the_numbers_must_agree():
-    with pytest.raises(ValueError, match="found 1, 2 and 1"):
-        xinit.fill_many_([torch.empty(2)], [xinit.normal()] * 2, [KEY])
+    tensor = torch.zeros(2)
+    for numbers in ((2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2)):
+        values = [[value] * count for value, count in zip((xinit.normal(), KEY, None, "w"), numbers, strict=True)]
+        with pytest.raises(ValueError, match=r"1 tensors take as many .*, but found 2"):
+            xinit.fill_many_([tensor], *values)
+    assert not tensor.any()
     with pytest.raises(ValueError, match="four parameters"):
-        torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], [""], [0.0, 1.0], [0, 0])
+        torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], [0.0, 1.0], [0, 0], [])
+
+
+def test_an_error_names_the_tensor():
+    tensors = [torch.zeros(2), torch.zeros(2, dtype=torch.int32)]
+    with pytest.raises(NotImplementedError, match=r"bad\.weight"):
+        xinit.fill_many_(tensors, [xinit.normal()] * 2, [KEY] * 2, names=["good", "bad.weight"])
+    with pytest.raises(NotImplementedError, match="tensor 1"):
+        xinit.fill_many_(tensors, [xinit.normal()] * 2, [KEY] * 2)
+    assert not tensors[0].any()
+
+
+def test_windows_are_slices_of_the_whole():
+    wholes, parts, distributions, windows = [], [], [], []
+    for distribution, _ in PAIRS:
+        whole = torch.empty(40, 36)
+        xinit.fill_many_([whole], [distribution], [KEY])
+        for offsets, shape in (((0, 0), (40, 36)), ((3, 0), (20, 36)), ((0, 5), (40, 7)), ((17, 1), (1, 1))):
+            wholes.append(whole[offsets[0] : offsets[0] + shape[0], offsets[1] : offsets[1] + shape[1]])
+            parts.append(torch.full(shape, torch.nan))
+            distributions.append(distribution)
+            windows.append(None if shape == (40, 36) else Window((40, 36), offsets))
+    xinit.fill_many_(parts, distributions, [KEY] * len(parts), windows)
+    for part, whole in zip(parts, wholes, strict=True):
+        assert torch.equal(part, whole)
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        (Window((4, 4), (2, 0)), "dimension 0"),
+        (Window((4, 4), (0, 3)), "dimension 1"),
+        (Window((4,), (0,)), "1 dimensions, but its tensor 2"),
+    ],
+)
+def test_a_window_must_hold_its_tensor(window, words):
+    good, bad = torch.zeros(3, 3), torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=words):
+        xinit.fill_many_([good, bad], [xinit.normal()] * 2, [KEY] * 2, [None, window])
+    assert not good.any()
 
 
 @pytest.mark.filterwarnings(
@@ -109,10 +152,9 @@ def test_opcheck_and_compile():
     arguments = (
         [torch.empty(4, 5), torch.empty(7)],
         ["normal", "uniform"],
-        ["fan_in", ""],
-        [1.0, 0, 0, 0, -1, 1, 0, 0],
+        [0.0, 1.0, 0, 0, -1, 1, 0, 0],
     )
-    torch.library.opcheck(torch.ops.xinit.fill_many_.default, (*arguments, [1, 2, 3, 4]))
+    torch.library.opcheck(torch.ops.xinit.fill_many_.default, (*arguments, [1, 2, 3, 4], ["w", "b"]))
 
     @torch.compile(fullgraph=True)
     def compiled(w, b):

@@ -24,8 +24,11 @@ from torch.nn.init import (
 
 from xinit import _C
 from xinit.accelerate import accelerate
+from xinit.deferred import deferred
 from xinit.distributions import (
+    Blocks,
     Distribution,
+    blocks,
     constant,
     fill_many_,
     kaiming_normal,
@@ -53,17 +56,22 @@ from xinit.init import (
     xavier_uniform_,
 )
 from xinit.keys import Key
+from xinit.materialize import audit, materialize_
 from xinit.window import Window
 
 __all__ = [
+    "Blocks",
     "Distribution",
     "Key",
     "Window",
     "accelerate",
+    "audit",
+    "blocks",
     "build_info",
     "calculate_gain",
     "constant",
     "constant_",
+    "deferred",
     "dirac_",
     "eye_",
     "fill_many_",
@@ -73,6 +81,7 @@ __all__ = [
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
+    "materialize_",
     "normal",
     "normal_",
     "ones",

@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
+from xinit.keys import Key
 from xinit.record import Data, Node, Record, Ref, Store, distribution, now, purge, ref, store_of
+from xinit.replay import needed, replay
 
 _aten = torch.ops.aten
 _EMPTY = frozenset(
@@ -45,7 +47,6 @@ _FACTORIES: dict[Any, tuple[Any, int]] = {
 _SMALL = 1 << 14  # bytes: not worth to be left untouched
 # They return what they were given, or change what a tensor is a view of; they do not look at values.
 _VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
-_RESIZES = frozenset({_aten.resize_.default, _aten.set_.source_Tensor, _aten.set_.source_Storage})
 
 
 class Recorder(TorchDispatchMode):
@@ -59,7 +60,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.paused = False
         self.lazy: list[weakref.ref[Store]] = []
-        self.places: dict[tuple[int, str], tuple[weakref.ref[nn.Module], str]] = {}  # parameters and buffers
+        self.modules: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # in order
         self.parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
         self.parents = weakref.WeakKeyDictionary()
 
@@ -68,10 +69,13 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            return self._see(func, args, kwargs or {})
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paused or func.is_view or func in _VIEWS:
             return func(*args, **kwargs)
-        if torch.Tag.inplace_view in func.tags and func not in _RESIZES:
+        if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
             return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not all(plain(tensor) for tensor in tensors):
@@ -149,7 +153,7 @@ class Recorder(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         """Write down an operator whose values there will be only at the end: run it on the meta device."""
         label = next((store.label for store in map(store_of, tensors) if store and store.label), "a tensor on the meta device")
-        if func in _RESIZES:
+        if func is _aten.resize_.default:
             raise RuntimeError(f"deferred: {func} of {label} cannot be recorded")
         replaced = {"device": torch.device("meta")} if kwargs.get("device") else {}
         if kwargs.get("generator"):
@@ -172,14 +176,41 @@ class Recorder(TorchDispatchMode):
         try:
             output = func(*metas, **options | replaced)
         except Exception as error:
-            raise RuntimeError(
-                f"deferred: {func} cannot be recorded: it takes the values of {label}, which has none yet ({error})"
-            ) from error
+            output = self._rehearse(node, label, error)
         if [tensor.shape for tensor in written] != shapes:
             raise RuntimeError(f"deferred: {func}, which resizes what depends on {label}, cannot be recorded")
         output = tree_map(lambda leaf: real.get(id(leaf), leaf), output)
         self._add(node, output, written, label)
         return output
+
+    def _rehearse(self, node: Node, label: str, error: Exception) -> Any:
+        """What an operator returns that the meta device cannot tell: from values that have been drawn to no other end.
+
+        Only what does not depend on the numbers: shapes, and the answer to a question. That it does not is checked when the
+        parameters get their values.
+        """
+        stores = {ref.store for ref in node.refs}
+        nodes = [other for store in stores for other in needed(store, node.time)]
+        keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
+        try:
+            storages = replay(nodes, keys, stores, torch.device("cpu"))
+            output = node.run(lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu())
+        except Exception:
+            output = None
+        if isinstance(output, bool):
+            node.answer = output
+            for store in stores:
+                store.add(node)
+        elif not tree_leaves(output) or not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            raise RuntimeError(
+                f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet ({error})"
+            ) from error
+        return tree_map(
+            lambda leaf: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            if isinstance(leaf, Tensor)
+            else leaf,
+            output,
+        )
 
     def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]) -> Node:
         for tensor in written:
@@ -230,19 +261,25 @@ class Recorder(TorchDispatchMode):
 
     def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
+        with torch._C.DisableTorchFunction(), self.pause():
+            self._register(module, name, parameter)
+
+    def _register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is None or nn.parameter.is_lazy(parameter) or not plain(parameter):
             return
-        with self.pause():
-            store = store_of(parameter)
-            if store is None:
-                if parameter.is_meta:
-                    return
-                store = known(parameter)
-            store.lazy, store.deferred = False, True
-            store.label = store.label or f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}"
-            if not parameter.is_meta:
-                without_memory(parameter, store)
-        self.places[id(module), name] = weakref.ref(module), name
+        store = store_of(parameter)
+        if store is None:
+            if parameter.is_meta:
+                return
+            store = known(parameter)
+        store.lazy, store.deferred = False, True
+        store.label = store.label or f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}"
+        if not parameter.is_meta:
+            without_memory(parameter, store)
+
+    def roots(self) -> list[nn.Module]:
+        """The modules that are, as far as is known, no part of another one."""
+        return [module for module in self.modules if not ((above := self.parents.get(module)) and above[0]())]
 
     def name_of(self, module: nn.Module, name: str) -> str:
         """As much of a parameter's name as is known, after the type of the module where the knowledge ends."""
@@ -259,23 +296,18 @@ class Recorder(TorchDispatchMode):
             if (store := reference()) and not store.deferred:
                 self.flush(store)
         time = now()
-        for reference, name in self.places.values():
-            module = reference()
-            if module is None:
-                continue
-            tensor = module._parameters.get(name)
-            if tensor is None:
-                tensor = module._buffers.get(name)
-            if tensor is None or not plain(tensor):
-                continue
-            store = store_of(tensor)
-            if store is None or not store.deferred:
-                continue
-            if not tensor.is_meta:
-                without_memory(tensor, store)
-            record = Record(ref(tensor, store), time, tensor._version)
-            tensor.__dict__["_xinit_record"] = record
-            module.__dict__.setdefault("_xinit_records", {})[name] = record
+        for module in {module for root in self.roots() for module in root.modules()}:
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or not plain(tensor):
+                    continue
+                store = store_of(tensor)
+                if store is None or not store.deferred:
+                    continue
+                if not tensor.is_meta:
+                    without_memory(tensor, store)
+                record = Record(ref(tensor, store), time, tensor._version)
+                tensor.__dict__["_xinit_record"] = record
+                module.__dict__.setdefault("_xinit_records", {})[name] = record
         purge()
 
 
@@ -323,16 +355,18 @@ _handles: list[Any] = []
 
 def _on_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
     if recorder := getattr(_thread, "recorder", None):
+        recorder.modules[module] = None
         recorder.register(module, name, parameter)
 
 
 def _on_buffer(module: nn.Module, name: str, buffer: Tensor | None) -> None:
     if recorder := getattr(_thread, "recorder", None):
-        recorder.places[id(module), name] = weakref.ref(module), name
+        recorder.modules[module] = None
 
 
 def _on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
     if (recorder := getattr(_thread, "recorder", None)) and submodule is not None:
+        recorder.modules.update({module: None, submodule: None})
         recorder.parents[submodule] = weakref.ref(module), name
 
 
@@ -346,6 +380,8 @@ class _Memory(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func == _IS_META and plain(args[0]) and store_of(args[0]):
+            return False  # what would do nothing on the meta device is to be recorded
         if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
             if store.deferred and not args[0].is_meta:
                 raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
@@ -353,6 +389,7 @@ class _Memory(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
+_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _LOOKS = frozenset(
     getattr(Tensor, name)
     for name in ("numpy", "tolist", "data_ptr", "__array__", "__dlpack__", "__reduce_ex__", "share_memory_", "storage")
@@ -364,19 +401,17 @@ class Plan:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._before = set(recorder.places)
 
     @property
     def rows(self) -> list[tuple[str, tuple[int, ...], torch.dtype, str]]:
         """Name, shape, dtype and what is done, of every parameter that is still without memory."""
         rows = []
-        for place, (reference, name) in self._recorder.places.items():
-            module = reference()
-            tensor = None if place in self._before or module is None else module._parameters.get(name)
-            if tensor is not None and tensor.is_meta and (store := store_of(tensor)):
-                what = [_describe(node, tuple(tensor.shape)) for node in store.until(now())]
-                where = self._recorder.name_of(module, name).partition(".")[2]
-                rows.append((where, tuple(tensor.shape), tensor.dtype, ", then ".join(what) or "never written"))
+        roots = self._recorder.roots()
+        for root in roots:
+            for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
+                if tensor.is_meta and (store := store_of(tensor)):
+                    what = [_describe(node, tuple(tensor.shape)) for node in store.until(now())]
+                    rows.append((name, tuple(tensor.shape), tensor.dtype, ", then ".join(what) or "never written"))
         return rows
 
     def __str__(self) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from xinit import _C
 from xinit.init import calculate_gain
 from xinit.keys import Key
+from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
+
+
+Axes = int | Sequence[int]
+
+_PARAMETERS = {"uniform": ("a", "b"), "normal": ("mean", "std"), "truncated_normal": ("mean", "std", "a", "b")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,56 +31,172 @@ class Distribution:
         name: "uniform", "normal", "truncated_normal" or "constant".
         parameters: as the function of that name takes them; with a fan, the gain alone.
         fan: "fan_in", "fan_out" or "fan_avg" if the standard deviation is gain / sqrt(fan), else "".
+        in_axis: the axes whose sizes make up fan_in, with the receptive field: all axes that are named nowhere here.
+        out_axis: those of fan_out.
+        batch_axes: those that are part of no fan, such as that of stacked experts.
+        groups: of a grouped convolution, whose channels of all groups lie along axis 0.
     """
 
     name: str
     parameters: tuple[float, ...]
     fan: str = ""
+    in_axis: tuple[int, ...] = (1,)
+    out_axis: tuple[int, ...] = (0,)
+    batch_axes: tuple[int, ...] = ()
+    groups: int = 1
+
+    def resolve(self, shape: Sequence[int]) -> Distribution:
+        """The same for tensors of this shape without a fan: numbers only.
+
+        Raises:
+            ValueError: if the shape has fewer than two dimensions, or not these axes.
+
+        Example:
+            >>> import xinit
+            >>> xinit.kaiming_normal(nonlinearity="relu").resolve((64, 32))
+            Distribution(normal, mean=0, std=0.25)
+        """
+        if not self.fan:
+            return self
+        axes = self.in_axis, self.out_axis, self.batch_axes
+        return Distribution(*_resolve(self.name, *self.parameters, self.fan, tuple(shape), *axes, self.groups))
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of what is drawn, of a distribution without a fan; of a truncated one after the cut.
+
+        Raises:
+            ValueError: if it has a fan: :meth:`resolve` it first.
+        """
+        if self.fan:
+            raise ValueError(f"std: {self} depends on the shape: resolve it first")
+        p = self.parameters
+        if self.name == "constant":
+            return 0.0
+        if self.name == "uniform":
+            return (p[1] - p[0]) / math.sqrt(12)
+        return p[1] if self.name == "normal" else _truncated_std(*p)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.fan} gain"] if self.fan else _PARAMETERS.get(self.name, ("value",))
+        numbers = ", ".join(f"{part}={value:.6g}" for part, value in zip(parts, self.parameters, strict=True))
+        return f"Distribution({self.name}, {numbers})"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def _resolve(*arguments: Any) -> tuple[str, tuple[float, ...]]:
+    return _C.resolve(*arguments)
+
+
+def _truncated_std(mean: float, std: float, a: float, b: float) -> float:
+    """Of N(mean, std²) cut to [a, b]: std · sqrt(1 + (αφ(α) − βφ(β)) / Z − ((φ(α) − φ(β)) / Z)²)."""
+    if std == 0:
+        return 0.0
+    alpha, beta = sorted((abs(a - mean), abs(b - mean))) if (a - mean) * (b - mean) > 0 else (a - mean, b - mean)
+    alpha, beta = alpha / std, beta / std
+    mass = 0.5 * (math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2)))
+    if mass == 0:
+        return std / alpha  # too far to tell from an exponential
+    at_a, at_b = (math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) / mass for x in (alpha, beta))
+    return std * math.sqrt(max(0.0, 1 + alpha * at_a - beta * at_b - (at_a - at_b) ** 2))
+
+
+def _scaled(
+    name: str, gain: float, fan: str, in_axis: Axes, out_axis: Axes, batch_axes: Axes, groups: int
+) -> Distribution:
+    def tuple_of(axes: Axes) -> tuple[int, ...]:
+        return (axes,) if isinstance(axes, int) else tuple(axes)
+
+    return Distribution(name, (gain,), fan, tuple_of(in_axis), tuple_of(out_axis), tuple_of(batch_axes), groups)
 
 
 def uniform(a: float = 0.0, b: float = 1.0) -> Distribution:
     """U(a, b), as :func:`xinit.uniform_` draws it."""
-    return Distribution("uniform", (a, b))
+    return Distribution("uniform", (float(a), float(b)))
 
 
 def normal(mean: float = 0.0, std: float = 1.0) -> Distribution:
     """N(mean, std²), as :func:`xinit.normal_` draws it."""
-    return Distribution("normal", (mean, std))
+    return Distribution("normal", (float(mean), float(std)))
 
 
 def trunc_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Distribution:
     """N(mean, std²) truncated to [a, b], as :func:`xinit.trunc_normal_` draws it."""
-    return Distribution("truncated_normal", (mean, std, a, b))
+    return Distribution("truncated_normal", (float(mean), float(std), float(a), float(b)))
 
 
-def xavier_uniform(gain: float = 1.0) -> Distribution:
-    """Xavier's uniform distribution, as :func:`xinit.xavier_uniform_` draws it."""
-    return Distribution("uniform", (gain,), "fan_avg")
+def xavier_uniform(
+    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
+) -> Distribution:
+    """Xavier's uniform distribution, as :func:`xinit.xavier_uniform_` draws it; axes as in :class:`Distribution`."""
+    return _scaled("uniform", gain, "fan_avg", in_axis, out_axis, batch_axes, groups)
 
 
-def xavier_normal(gain: float = 1.0) -> Distribution:
-    """Xavier's normal distribution, as :func:`xinit.xavier_normal_` draws it."""
-    return Distribution("normal", (gain,), "fan_avg")
+def xavier_normal(
+    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
+) -> Distribution:
+    """Xavier's normal distribution, as :func:`xinit.xavier_normal_` draws it; axes as in :class:`Distribution`."""
+    return _scaled("normal", gain, "fan_avg", in_axis, out_axis, batch_axes, groups)
 
 
-def kaiming_uniform(a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Distribution:
-    """Kaiming's uniform distribution, as :func:`xinit.kaiming_uniform_` draws it."""
-    return Distribution("uniform", (calculate_gain(nonlinearity, a),), mode)
+def kaiming_uniform(
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axes: Axes = (),
+    groups: int = 1,
+) -> Distribution:
+    """Kaiming's uniform distribution, as :func:`xinit.kaiming_uniform_` draws it; axes as in :class:`Distribution`.
+
+    Example:
+        >>> import xinit
+        >>> experts = xinit.kaiming_uniform(nonlinearity="relu", batch_axes=0, out_axis=1, in_axis=2)
+        >>> experts.resolve((8, 64, 24))
+        Distribution(uniform, a=-0.5, b=0.5)
+    """
+    return _scaled("uniform", calculate_gain(nonlinearity, a), mode, in_axis, out_axis, batch_axes, groups)
 
 
-def kaiming_normal(a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Distribution:
-    """Kaiming's normal distribution, as :func:`xinit.kaiming_normal_` draws it."""
-    return Distribution("normal", (calculate_gain(nonlinearity, a),), mode)
+def kaiming_normal(
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axes: Axes = (),
+    groups: int = 1,
+) -> Distribution:
+    """Kaiming's normal distribution, as :func:`xinit.kaiming_normal_` draws it; axes as in :class:`Distribution`."""
+    return _scaled("normal", calculate_gain(nonlinearity, a), mode, in_axis, out_axis, batch_axes, groups)
 
 
-def variance_scaling(scale: float = 1.0, mode: str = "fan_in", distribution: str = "truncated_normal") -> Distribution:
-    """Variance ``scale / fan``, as :func:`xinit.variance_scaling_` draws it."""
-    return Distribution(distribution, (scale**0.5,), mode)
+def variance_scaling(
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axes: Axes = (),
+    groups: int = 1,
+) -> Distribution:
+    """Variance ``scale / fan``, as :func:`xinit.variance_scaling_` draws it; axes as in :class:`Distribution`.
+
+    Raises:
+        ValueError: if ``scale`` is negative.
+    """
+    if not scale >= 0:
+        raise ValueError(f"variance_scaling: scale must be >= 0, but found {scale}")
+    return _scaled(distribution, math.sqrt(scale), mode, in_axis, out_axis, batch_axes, groups)
 
 
 def constant(value: float) -> Distribution:
     """The value itself."""
-    return Distribution("constant", (value,))
+    return Distribution("constant", (float(value),))
 
 
 def zeros() -> Distribution:
@@ -85,7 +209,38 @@ def ones() -> Distribution:
     return constant(1.0)
 
 
-def fill_many_(tensors: Sequence[Tensor], distributions: Sequence[Distribution], keys: Sequence[Key]) -> None:
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What to draw into a fused parameter: blocks along an axis. Made by :func:`blocks`."""
+
+    fused: str
+    parts: tuple[tuple[str, int, Distribution], ...]
+    axis: int = 0
+
+
+def blocks(fused: str, parts: Mapping[str, tuple[int, Distribution]], axis: int = 0) -> Blocks:
+    """A fused parameter, whose blocks get the very values, with fans of their own, that they would get as parameters.
+
+    Args:
+        fused: the component of the parameter's dotted name that each part's name takes the place of.
+        parts: for each part its name, its size along the axis, and its distribution; in their order along the axis.
+        axis: the axis along which the parts are joined.
+
+    Example:
+        >>> import xinit
+        >>> xavier = xinit.xavier_uniform()
+        >>> fused = xinit.blocks("qkv", {"q": (64, xavier), "k": (16, xavier), "v": (16, xavier)})
+    """
+    return Blocks(fused, tuple((name, size, distribution) for name, (size, distribution) in parts.items()), axis)
+
+
+def fill_many_(
+    tensors: Sequence[Tensor],
+    distributions: Sequence[Distribution],
+    keys: Sequence[Key],
+    windows: Sequence[Window | None] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
     """Fill many tensors at once: tensor i from distribution i with key i, each with the bits that it would get alone.
 
     All tensors of a device are checked before the first of them changes. On a CPU all of them are shared out among the
@@ -95,9 +250,12 @@ def fill_many_(tensors: Sequence[Tensor], distributions: Sequence[Distribution],
         tensors: of any shapes, strides and supported dtypes, on any devices.
         distributions: as many.
         keys: as many.
+        windows: as many, or None: for a tensor that is part of a larger one, which part; None for one that is whole.
+        names: as many, or None: what errors call the tensors.
 
     Raises:
-        ValueError: if the numbers differ, or a distribution does not fit its tensor; see :mod:`xinit.init` for the rest.
+        ValueError: if the numbers differ, or a distribution or a window does not fit its tensor; see :mod:`xinit.init` for
+            the rest.
 
     Example:
         >>> import torch, xinit
@@ -107,11 +265,10 @@ def fill_many_(tensors: Sequence[Tensor], distributions: Sequence[Distribution],
         >>> torch.equal(w, xinit.kaiming_normal_(torch.empty(4, 3), key=key.fold_in("w")))
         True
     """
-    if not len(tensors) == len(distributions) == len(keys):
-        raise ValueError(
-            f"fill_many_: as many tensors, distributions and keys are needed, "
-            f"but found {len(tensors)}, {len(distributions)} and {len(keys)}"
-        )
+    count = len(tensors)
+    for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
+        if values is not None and len(values) != count:
+            raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
     devices: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
@@ -120,11 +277,27 @@ def fill_many_(tensors: Sequence[Tensor], distributions: Sequence[Distribution],
             )
         devices.setdefault(tensor.device, []).append(i)
     for indices in devices.values():
-        chosen = [distributions[i] for i in indices]
+        wholes = [_whole(i, tensors[i], windows[i] if windows is not None else None) for i in indices]
+        resolved = [
+            distributions[i].resolve(whole.global_shape) if 0 not in whole.global_shape else zeros()
+            for i, whole in zip(indices, wholes, strict=True)
+        ]
         _fill_many_(
             [tensors[i] for i in indices],
-            [d.name for d in chosen],
-            [d.fan for d in chosen],
-            [p for d in chosen for p in (*d.parameters, 0.0, 0.0, 0.0)[:4]],
+            [d.name for d in resolved],
+            [p for d in resolved for p in (*d.parameters, 0.0, 0.0, 0.0)[:4]],
             [word for i in indices for word in keys[i].words],
+            [] if names is None else [names[i] for i in indices],
+            [] if windows is None else [size for whole in wholes for size in whole.global_shape],
+            [] if windows is None else [offset for whole in wholes for offset in whole.offsets],
         )
+
+
+def _whole(index: int, tensor: Tensor, window: Window | None) -> Window:
+    if window is None:
+        return Window(tuple(tensor.shape), (0,) * tensor.dim())
+    if len(window.offsets) != tensor.dim():
+        raise ValueError(
+            f"fill_many_: the window at index {index} has {len(window.offsets)} dimensions, but its tensor {tensor.dim()}"
+        )
+    return window

@@ -18,7 +18,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import _DTYPES
-from xinit.distributions import Distribution
+from xinit.distributions import (
+    Distribution,
+    constant,
+    kaiming_normal,
+    kaiming_uniform,
+    variance_scaling,
+    xavier_normal,
+    xavier_uniform,
+)
 
 _aten, _ops = torch.ops.aten, torch.ops.xinit
 _clock = itertools.count()
@@ -71,6 +79,7 @@ class Node:
     kwargs: dict[str, Any]
     fill: tuple[Ref, Distribution] | None = None  # if it is but a fill of that view
     outputs: list[tuple[int, Ref]] = field(default_factory=list)  # new storages, by the position among what it returned
+    answer: bool | None = None  # if it asks about values: what they have to say
     time: int = field(default_factory=lambda: next(_clock))
 
     @property
@@ -89,7 +98,10 @@ class Node:
         if self.fill:
             return self.fill[0].whole()
         if self.func is _aten.copy_.default:
-            return bool(self.args[0].whole() and self.args[0].store is store)
+            target, source = self.args[:2]
+            return bool(
+                target.store is store and target.whole() and not (isinstance(source, Ref) and source.store is store)
+            )
         return any(ref.store is store for _, ref in self.outputs)
 
     def run(self, tensor: Callable[[Ref | Data], Tensor], **replaced: Any) -> Any:
@@ -193,32 +205,7 @@ def purge() -> None:
             del _stores[address]
 
 
-# Operators that fill: how the distribution follows from the arguments after the tensor.
-def _argument(values: Sequence[Any], kwargs: dict[str, Any], index: int, name: str, default: float) -> float:
-    return float(values[index] if index < len(values) else kwargs.get(name, default))
-
-
-def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
-    """What an in-place operator fills its first argument with, if it does that and nothing else."""
-    target = args[0] if args else None
-    if func not in _FILLS or not isinstance(target, Tensor) or target.dtype not in _DTYPES:
-        return None
-    if func is _aten.zero_.default:
-        return Distribution("constant", (0.0,))
-    if func is _aten.fill_.Scalar or func is _aten.fill_.Tensor or func is _aten.copy_.default:
-        value = args[1]
-        if isinstance(value, Tensor):
-            if value.dim() or value.is_meta or store_of(value) or value.is_complex():
-                return None
-            value = value.item()
-        return None if isinstance(value, complex) else Distribution("constant", (float(value),))
-    if kwargs.get("key") is not None:
-        return None  # its numbers are chosen already
-    name, parameters = _FILLS[func]
-    values = tuple(_argument(args[1:], kwargs, i, *parameter) for i, parameter in enumerate(parameters))
-    return Distribution(name, values)
-
-
+# Operators that only fill a tensor: the name of the distribution, its parameters with their defaults, and whether by a fan.
 _FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
     _aten.zero_.default: ("constant", ()),
     _aten.fill_.Scalar: ("constant", ()),
@@ -230,3 +217,28 @@ _FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
     _ops.uniform_.default: ("uniform", (("a", 0.0), ("b", 1.0))),
     _ops.trunc_normal_.default: ("truncated_normal", (("mean", 0.0), ("std", 1.0), ("a", -2.0), ("b", 2.0))),
 }
+# Those that need the fans of the tensor.
+_SCALED: dict[Any, Callable[..., Distribution]] = {
+    getattr(_ops, what.__name__ + "_").default: what
+    for what in (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, variance_scaling)
+}
+
+
+def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
+    """What an in-place operator fills its first argument with, if it does that and nothing else."""
+    if args[0].dtype not in _DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
+        return None  # with a key or a window, its values are chosen already
+    if func in _SCALED:
+        return _SCALED[func](*args[1:]).resolve(args[0].shape)
+    if func not in _FILLS:
+        return None
+    name, parameters = _FILLS[func]
+    if name == "constant":
+        value = args[1] if len(args) > 1 else 0.0
+        if isinstance(value, Tensor):
+            if value.dim() or value.is_meta or store_of(value):
+                return None
+            value = value.item()
+        return None if isinstance(value, complex) else constant(value)
+    given = [*args[1:], *(kwargs.get(name, default) for name, default in parameters[len(args) - 1 :])]
+    return Distribution(name, tuple(map(float, given)))

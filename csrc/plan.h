@@ -1,0 +1,61 @@
+// From an op's own parameters to a checked distribution; errors in torch's words where torch has them.
+#pragma once
+
+#include <c10/util/typeid.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "distribution.h"
+
+namespace xinit {
+
+using Shape = std::vector<int64_t>;
+
+// What a plan may ask of the tensor.
+struct Target {
+  const char* op;
+  caffe2::TypeMeta type;
+  Dtype dtype;
+  Shape shape;  // of the whole
+};
+
+// No distribution: nothing is to be done.
+using Plan = std::optional<Distribution>;
+
+Plan plan_uniform(const Target&, double a, double b);
+Plan plan_normal(const Target&, double mean, double std);
+Plan plan_trunc_normal(const Target&, double mean, double std, double a, double b);
+Plan plan_xavier_uniform(const Target&, double gain);
+Plan plan_xavier_normal(const Target&, double gain);
+Plan plan_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
+Plan plan_kaiming_normal(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
+Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution);
+
+// A distribution by name with its parameters: "uniform" (a, b), "normal" (mean, std), "truncated_normal" (mean, std, a,
+// b) or "constant" (value).
+struct Named {
+  std::string_view name;
+  double parameters[4];
+};
+Plan plan_named(const Target&, const Named&);
+
+// Which axes make up the fans; those that are in none are the receptive field, those of a batch (stacked experts) part
+// of no fan. Axis 0 holds the channels of all groups of a convolution. Negative axes count from the last.
+struct Axes {
+  Shape in = {1}, out = {0}, batch = {};
+  int64_t groups = 1;
+};
+
+bool empty(const Shape& shape);
+Fan parse_fan(std::string_view mode);  // fan_in, fan_out or fan_avg
+Fans fans_of(const Shape& shape, const Axes& axes = {});
+// Of mean 0 and std = gain / sqrt(fan); "truncated_normal" is cut at two standard deviations of the untruncated.
+Named scaled(std::string_view distribution, double gain, Fans fans, Fan mode);
+
+double calculate_gain(std::string_view nonlinearity, double slope);
+
+}  // namespace xinit

@@ -1,0 +1,181 @@
+"""Writes: what is to be filled where in a model's parameters, and all of them filled at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from xinit.distributions import Blocks, Distribution, fill_many_
+from xinit.keys import Key
+from xinit.window import Window
+
+Shape = tuple[int, ...]
+
+# The parts that data parallel, compile, sharding and checkpointing wrappers put into a parameter's name.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One fill of a box of a parameter.
+
+    Attributes:
+        distribution: without a fan.
+        key: of the array that the values come from.
+        offsets: where the box begins in the parameter,
+        shape: and its extent.
+        frame: which part of the key's array the box is; None if it is the whole.
+    """
+
+    distribution: Distribution
+    key: Key
+    offsets: Shape
+    shape: Shape
+    frame: Window | None = None
+
+    def covers(self, other: Write) -> bool:
+        ours, theirs = self._intervals(), other._intervals()
+        return all(a <= c and d <= b for (a, b), (c, d) in zip(ours, theirs, strict=True))
+
+    def overlaps(self, other: Write) -> bool:
+        ours, theirs = self._intervals(), other._intervals()
+        return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(ours, theirs, strict=True))
+
+    def _intervals(self) -> Iterator[tuple[int, int]]:
+        return ((start, start + size) for start, size in zip(self.offsets, self.shape, strict=True))
+
+
+def writes_of(name: str, shape: Sequence[int], what: Distribution | Blocks, key: Key) -> list[Write]:
+    """What fills the parameter of that name from a distribution or from blocks; ``key`` is the model's.
+
+    Raises:
+        ValueError: if the distribution does not fit the shape, or the blocks do not fit the name or the shape.
+    """
+    whole = tuple(shape)
+    if isinstance(what, Distribution):
+        distribution = what.resolve(whole) if 0 not in whole else what
+        return [Write(distribution, key.fold_in(name), (0,) * len(whole), whole)]
+    if not -len(whole) <= what.axis < len(whole):
+        raise ValueError(f"blocks: axis {what.axis} is out of range for a parameter of shape {whole}")
+    axis = what.axis % len(whole)
+    sizes = [size for _, size, _ in what.parts]
+    if sum(sizes) != whole[axis] or any(size < 0 for size in sizes):
+        raise ValueError(f"blocks: sizes {sizes} do not add up to the {whole[axis]} of axis {axis} of shape {whole}")
+    components = name.split(".")
+    if what.fused not in components:
+        raise ValueError(f"blocks: {what.fused!r} is no component of the name {name!r}")
+    at = components.index(what.fused)
+    writes, start = [], 0
+    for part, size, distribution in what.parts:
+        extent = (*whole[:axis], size, *whole[axis + 1 :])
+        if 0 not in extent:
+            offsets = (*(0,) * axis, start, *(0,) * (len(whole) - axis - 1))
+            unfused = ".".join([*components[:at], part, *components[at + 1 :]])
+            writes.append(Write(distribution.resolve(extent), key.fold_in(unfused), offsets, extent))
+        start += size
+    return writes
+
+
+Batch = list[tuple[str, Tensor, Write]]
+
+
+def fill_writes_(
+    jobs: Sequence[tuple[str, Tensor, Sequence[Write]]], progress: bool = False, op: str = "init_"
+) -> None:
+    """Fill parameters, each from its writes in their order: of two that overlap, the later one stands.
+
+    Writes that no other waits for share one :func:`fill_many_`; one that a later one covers is never drawn. With
+    ``progress``, a bar counts bytes; it takes tqdm.
+
+    Raises:
+        ImportError: for a bar without tqdm.
+        Exception: what the fill raises, with the parameter's name; nothing is changed then.
+    """
+    waves: list[Batch] = []
+    for name, tensor, writes in jobs:
+        kept: list[tuple[int, Write]] = []
+        for i, write in enumerate(writes):
+            if not any(later.covers(write) for later in writes[i + 1 :]):
+                wave = max((w + 1 for w, earlier in kept if earlier.overlaps(write)), default=0)
+                kept.append((wave, write))
+        for wave, write in kept:
+            waves.extend([] for _ in range(wave + 1 - len(waves)))
+            waves[wave].append((name, _box(tensor.detach(), write), write))
+    batches = [batch for wave in waves for batch in (_cut(wave) if progress else [wave])]
+    # The first batch is checked as it is filled, before it changes anything; the others, here.
+    for batch in batches[1:]:
+        _fill([(name, torch.empty_like(view, device="meta"), write) for name, view, write in batch])
+    if not progress:
+        for batch in batches:
+            _fill(batch)
+        return
+    try:
+        bar_of = import_module("tqdm.auto").tqdm
+    except ImportError:
+        raise ImportError(f"{op}: progress=True takes tqdm, which is not installed") from None
+    total = sum(view.nbytes for batch in batches for _, view, _ in batch)
+    with bar_of(total=total, unit="B", unit_scale=True, desc=op) as bar:
+        for batch in batches:
+            _fill(batch)
+            bar.update(sum(view.nbytes for _, view, _ in batch))
+
+
+def _box(tensor: Tensor, write: Write) -> Tensor:
+    if write.shape == tuple(tensor.shape):
+        return tensor
+    return tensor[tuple(slice(start, start + size) for start, size in zip(write.offsets, write.shape, strict=True))]
+
+
+def _cut(wave: Batch) -> Iterator[Batch]:
+    """Into a hundred batches of about as many bytes."""
+    step, batch, size = sum(view.nbytes for _, view, _ in wave) / 100, [], 0
+    for entry in wave:
+        batch.append(entry)
+        size += entry[1].nbytes
+        if size >= step:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fill(batch: Batch) -> None:
+    fill_many_(
+        [view for _, view, _ in batch],
+        [write.distribution for _, _, write in batch],
+        [write.key for _, _, write in batch],
+        [write.frame for _, _, write in batch] if any(write.frame for _, _, write in batch) else None,
+        [name for name, _, _ in batch],
+    )
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name without its wrappers' parts.
+
+    Example:
+        >>> from xinit.writes import canonical_name
+        >>> canonical_name("module._orig_mod.layers.0.weight")
+        'layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The model's parameters with their canonical names; a tied one once, by the first of its names.
+
+    Raises:
+        ValueError: if two would share a name, and so their values.
+    """
+    named: dict[str, tuple[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        canonical = canonical_name(name)
+        if canonical in named:
+            raise ValueError(
+                f"parameters {named[canonical][0]} and {name} are both {canonical} without wrappers' parts"
+            )
+        named[canonical] = name, parameter
+    return [(canonical, parameter) for canonical, (_, parameter) in named.items()]
