@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten, _ops = torch.ops.aten, torch.ops.xinit
@@ -17,11 +18,12 @@ _DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor is strided memory and nothing else: no fake, sharded or quantized tensor of a subclass's own."""
+    """Whether a tensor is strided memory and nothing else: not fake, sharded, quantized, or still without a shape."""
     return (
         type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and tensor.layout is torch.strided
         and not tensor.is_quantized
+        and not is_lazy(tensor)
     )
 
 
@@ -96,7 +98,7 @@ def _draw(fill: Any, tensor: Tensor, parameters: tuple[float, ...], generator: G
     return True
 
 
-class _Accelerate(TorchDispatchMode):
+class _Accelerate(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator of this thread, below autograd, whatever name it was called by."""
 
     def __torch_dispatch__(
@@ -134,5 +136,5 @@ def accelerate() -> Iterator[None]:
         >>> bool((model.weight.abs() <= 0.1).all())
         True
     """
-    with truncated_normal_in_one_operator(), _Accelerate():
+    with truncated_normal_in_one_operator(), _Accelerate():  # type: ignore[no-untyped-call]
         yield

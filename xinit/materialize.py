@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xinit.accelerate import plain
 from xinit.keys import Key
-from xinit.record import Node, Record, Ref, Store, now, ref, store_of
+from xinit.record import Node, Record, Ref, Store, now, purge, ref, store_of
 from xinit.replay import needed, replay
 from xinit.simplify import box, fills
 from xinit.window import Window
@@ -171,6 +170,7 @@ def materialize_(
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device != where:
             tensor.data = tensor.data.to(where)
+    purge()
     unwritten = [target.name for target in targets if not target.written()]
     if unwritten:
         warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
@@ -209,7 +209,12 @@ def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: boo
     writes = {target: simple[target][0] for target in targets if target not in again}
 
     # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
-    own = {node: t for t in reversed(again) for node in t.store.until(t.record.time) if node.fill and box(node.fill[0], t.whole)}
+    own = {
+        node: t
+        for t in reversed(again)
+        for node in t.store.until(t.record.time)
+        if node.fill and box(node.fill[0], t.whole)
+    }
     known: set[Node] = set()
     for target in again:
         count = 0
@@ -226,7 +231,9 @@ def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: boo
     for target in targets:
         whole, dtype = target.whole, target.tensor.dtype
         if target in writes and dtype != whole.dtype:
-            values[target] = torch.empty_strided(target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device)
+            values[target] = torch.empty_strided(
+                target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device
+            )
             continue
         if target.store not in storages:
             memory = torch.empty(target.store.nbytes, dtype=torch.uint8, device=device)

@@ -87,6 +87,10 @@ class Node:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_leaf) if isinstance(leaf, Ref)]
 
     @property
+    def stores(self) -> set[Store]:
+        return {ref.store for ref in self.refs} | {ref.store for _, ref in self.outputs}
+
+    @property
     def random(self) -> bool:
         """Whether it draws random numbers itself."""
         if self.fill:
@@ -107,7 +111,9 @@ class Node:
     def run(self, tensor: Callable[[Ref | Data], Tensor], **replaced: Any) -> Any:
         """Do it, on those tensors."""
         args, kwargs = tree_map(
-            lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf, (self.args, self.kwargs), is_leaf=_is_leaf
+            lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf,
+            (self.args, self.kwargs),
+            is_leaf=_is_leaf,
         )
         return self.func(*args, **(kwargs | {name: value for name, value in replaced.items() if name in kwargs}))
 
@@ -137,14 +143,14 @@ class Store:
 
     def stand_for(self, storage: torch.UntypedStorage) -> None:
         """Be the history of that storage too."""
-        reference = StorageWeakRef(storage)
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self.storages.append(reference)
         _stores[reference.cdata] = (reference, self)
 
     def storage(self, meta: bool) -> torch.UntypedStorage | None:
         """The storage on the meta device, or the real one, if it is still there."""
         for reference in self.storages:
-            if not reference.expired():
+            if not reference.expired():  # type: ignore[no-untyped-call]
                 storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
                 if storage is not None and (storage.device.type == "meta") == meta:
                     return storage
@@ -160,10 +166,10 @@ class Store:
         self.random = self.random or node.random or any(ref.store.random for ref in node.refs)
 
     def until(self, time: int) -> list[Node]:
-        """What was done to it before that time and can still be seen then."""
+        """What was done to it before that time and can still be seen then; and all that was asked about it."""
         nodes = [node for node in self.nodes if node.time < time]
         start = max((i for i, node in enumerate(nodes) if node.overwrites(self)), default=0)
-        return nodes[start:]
+        return [node for node in nodes[:start] if node.answer is not None] + nodes[start:]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Store:
         return self  # history does not change by being copied
@@ -182,7 +188,7 @@ def store_of(tensor: Tensor) -> Store | None:
 def ref(tensor: Tensor, store: Store) -> Ref:
     if tensor.is_conj() or tensor.is_neg():
         raise RuntimeError("deferred: a lazily conjugated or negated view cannot be recorded")
-    return Ref(store, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+    return Ref(store, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
 def now() -> int:
@@ -201,7 +207,7 @@ class Record(NamedTuple):
 def purge() -> None:
     """Forget the histories of storages that are no more."""
     for address, (reference, _) in list(_stores.items()):
-        if reference.expired():
+        if reference.expired():  # type: ignore[no-untyped-call]
             del _stores[address]
 
 

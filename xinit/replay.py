@@ -47,7 +47,7 @@ def replay(
     nodes = sorted(nodes, key=lambda node: node.time)
     kept = set(kept)
     storages: dict[Store, torch.UntypedStorage] = {}
-    last = {store: node for node in nodes for store in _stores(node)}
+    last = {store: node for node in nodes for store in node.stores}
 
     def tensor(leaf: Ref | Data) -> Tensor:
         if isinstance(leaf, Data):
@@ -63,11 +63,14 @@ def replay(
                 _fill(node.fill, keys.get(node), tensor)
             else:
                 results = tree_leaves(_run(node, keys.get(node), tensor, device))
-                expected = [node.answer] if node.answer is not None else [ref.size for _, ref in node.outputs]
+                expected: list[Any] = (
+                    [node.answer] if node.answer is not None else [ref.size for _, ref in node.outputs]
+                )
                 found = results if node.answer is not None else [tuple(results[i].shape) for i, _ in node.outputs]
                 if expected != found:
                     raise RuntimeError(
-                        f"materialize_: {node.func} gives {found} with these values, but the model was built as if it gave {expected}"
+                        f"materialize_: the model was built for {node.func} to give {expected}, but with these values it "
+                        f"gives {found}"
                     )
                 for i, ref in node.outputs:
                     result = results[i]
@@ -77,14 +80,10 @@ def replay(
                         storages[ref.store] = storage
                     else:
                         tensor(ref).copy_(result)
-            for store in _stores(node):
+            for store in node.stores:
                 if last[store] is node and store not in kept:
                     storages.pop(store, None)
     return storages
-
-
-def _stores(node: Node) -> set[Store]:
-    return {ref.store for ref in node.refs} | {ref.store for _, ref in node.outputs}
 
 
 def _fill(fill: Any, keyed: tuple[Key, Ref | None] | None, tensor: Any) -> None:

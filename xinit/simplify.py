@@ -92,7 +92,9 @@ def _affine(what: Distribution, scale: float, shift: float) -> Distribution:
     return Distribution(what.name, (moved, others[0] * abs(scale), *bounds))
 
 
-def _clamped(what: Distribution, least: Any = None, most: Any = None, min: Any = None, max: Any = None) -> Distribution | None:
+def _clamped(
+    what: Distribution, least: Any = None, most: Any = None, min: Any = None, max: Any = None
+) -> Distribution | None:
     """Bounds that are there already may move by a rounding error; others would make atoms."""
     if what.name != "truncated_normal":
         return None

@@ -1,0 +1,390 @@
+"""Who writes the histories: a mode that sees every operator of a thread while modules are built."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xinit.accelerate import plain
+from xinit.keys import Key
+from xinit.record import Data, Node, Record, Ref, Store, distribution, now, purge, ref, store_of
+from xinit.replay import needed, replay
+
+_aten = torch.ops.aten
+_EMPTY = frozenset(
+    {
+        _aten.empty.memory_format,
+        _aten.empty_like.default,
+        _aten.empty_strided.default,
+        _aten.new_empty.default,
+        _aten.new_empty_strided.default,
+    }
+)
+# Those that make a tensor and fill it: the operator that fills, and which argument is the value, if there is one.
+_FACTORIES: dict[Any, tuple[Any, int]] = {
+    **{getattr(_aten, name).default: (_aten.zero_.default, 0) for name in ("zeros", "zeros_like", "new_zeros")},
+    **{getattr(_aten, name).default: (_aten.fill_.Scalar, 9) for name in ("ones", "ones_like", "new_ones")},
+    **{
+        getattr(_aten, name).default: (_aten.fill_.Scalar, n)
+        for name, n in (("full", 1), ("full_like", 1), ("new_full", 2))
+    },
+    **{
+        getattr(getattr(_aten, name + suffix), overload): (fill, 0)
+        for suffix in ("", "_like")
+        for name, fill in (("rand", _aten.uniform_.default), ("randn", _aten.normal_.default))
+        for overload in {"default", "generator"} & set(getattr(_aten, name + suffix).overloads())
+    },
+    _aten.normal.float_float: (_aten.normal_.default, 0),
+}
+_SMALL = 1 << 14  # bytes: not worth to be left untouched
+# They return what they were given, or change what a tensor is a view of; they do not look at values.
+_VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator of this thread, and writes down those that concern parameters or random numbers.
+
+    A tensor that is made by a factory exists, but its memory is not touched as long as it is only filled: most of them become
+    parameters, and a parameter has no memory. Whatever else is done with such a tensor is preceded by what was put off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.paused = False
+        self.lazy: list[weakref.ref[Store]] = []
+        self.modules: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # in order
+        self.parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
+        self.parents = weakref.WeakKeyDictionary()
+
+    # Operators
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self._see(func, args, kwargs or {})
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.paused or func.is_view or func in _VIEWS:
+            return func(*args, **kwargs)
+        if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
+            return func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not all(plain(tensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        if func in _EMPTY or func in _FACTORIES:
+            return self._make(func, args, kwargs)
+        stores = [store for store in map(store_of, tensors) if store]
+        meta = any(tensor.is_meta for tensor in tensors) or str(kwargs.get("device")) == "meta"
+        if not (stores or meta or torch.Tag.nondeterministic_seeded in func.tags):
+            return func(*args, **kwargs)
+        if (filled := self._fill(func, args, kwargs)) is not None:
+            return filled[0]
+        if meta or any(store.deferred for store in stores):
+            return self._record(func, args, kwargs, tensors)
+        for store in stores:
+            self.flush(store)
+        written = _written(func, args, kwargs)
+        if torch.Tag.nondeterministic_seeded not in func.tags and not any(store.random for store in stores):
+            for changed in map(store_of, written):
+                if changed is not None:
+                    changed.forget()
+            return func(*args, **kwargs)
+        node = self._node(func, args, kwargs, written)
+        output = func(*args, **kwargs)
+        self._add(node, output, written)
+        return output
+
+    def _make(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A new tensor, its memory not touched if it is of some size."""
+        if func in _EMPTY or kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided):
+            tensor = func(*args, **kwargs)
+        else:
+            like = args[0].device if args and isinstance(args[0], Tensor) else torch.device("cpu")
+            shape = func(*args, **kwargs | {"device": "meta"} | ({"generator": None} if "generator" in kwargs else {}))
+            tensor = torch.empty_strided(
+                shape.shape, shape.stride(), dtype=shape.dtype, device=kwargs.get("device") or like
+            )
+        if not plain(tensor):
+            return tensor
+        store = Store(tensor.untyped_storage(), lazy=not tensor.is_meta, deferred=tensor.is_meta)
+        if store.lazy:
+            self.lazy.append(weakref.ref(store))
+        if func in _FACTORIES:
+            fill, index = _FACTORIES[func]
+            values: tuple[Any, ...] = ()
+            if func is _aten.normal.float_float:
+                values = args[:2]
+            elif fill is _aten.fill_.Scalar:
+                values = (args[index] if index < len(args) else kwargs.get("fill_value", 1),)
+            generator = kwargs.get("generator")
+            self._fill(fill, (tensor, *values), {"generator": generator} if generator else {})
+        return tensor
+
+    def _fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """Put off, or do, an operator that only fills a tensor whose history is known; gives back what it returns."""
+        target = args[0] if args and isinstance(args[0], Tensor) else None
+        store = None if target is None else store_of(target)
+        if target is None or store is None:
+            return None
+        drawn = distribution(func, args, kwargs)
+        if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
+            return None
+        view = ref(target, store)
+        twin = (
+            target if target.is_meta else torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
+        )
+        func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # checks the arguments
+        if store.deferred:
+            kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+        store.add(Node(func, (view, *args[1:]), kwargs, (view, drawn) if drawn else None))
+        if store.lazy and store.nbytes <= _SMALL:
+            self.flush(store)
+        elif not store.lazy and not store.deferred:
+            func(*args, **kwargs)
+        return (target,) if func._schema.returns else (None,)
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        """Write down an operator whose values there will be only at the end: run it on the meta device."""
+        label = next(
+            (store.label for store in map(store_of, tensors) if store and store.label), "a tensor on the meta device"
+        )
+        if func is _aten.resize_.default:
+            raise RuntimeError(f"deferred: {func} of {label} cannot be recorded")
+        replaced = {"device": torch.device("meta")} if kwargs.get("device") else {}
+        if kwargs.get("generator"):
+            kwargs = kwargs | {"generator": None}
+        written = _written(func, args, kwargs)
+        node = self._node(func, args, kwargs, written)
+        real: dict[int, Tensor] = {}
+
+        def twin(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.is_meta:
+                return leaf
+            meta = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            real[id(meta)] = leaf
+            twins.append(meta)  # an id is one as long as its tensor lives
+            return meta
+
+        twins: list[Tensor] = []
+        shapes = [tensor.shape for tensor in written]
+        metas, options = tree_map(twin, (args, kwargs))
+        try:
+            output = func(*metas, **options | replaced)
+        except Exception as error:
+            output = self._rehearse(node, label, error)
+        if [tensor.shape for tensor in written] != shapes:
+            raise RuntimeError(f"deferred: {func}, which resizes what depends on {label}, cannot be recorded")
+        output = tree_map(lambda leaf: real.get(id(leaf), leaf), output)
+        self._add(node, output, written, label)
+        return output
+
+    def _rehearse(self, node: Node, label: str, error: Exception) -> Any:
+        """What an operator returns that the meta device cannot tell: from values that have been drawn to no other end.
+
+        Only what does not depend on the numbers: shapes, and the answer to a question. That it does not is checked when the
+        parameters get their values. What no random number went into is known anyway.
+        """
+        stores = {ref.store for ref in node.refs}
+        nodes = [other for store in stores for other in needed(store, node.time)]
+        keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
+        try:
+            storages = replay(nodes, keys, stores, torch.device("cpu"))
+            output = node.run(
+                lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu()
+            )
+        except Exception:
+            output = None
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if isinstance(output, bool) and keys:
+            node.answer = output
+            for store in {store for other in nodes for store in other.stores}:
+                store.add(node)
+        elif output is None or (keys and not tensors):
+            raise RuntimeError(
+                f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet ({error})"
+            ) from error
+        return tree_map(
+            lambda leaf: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            if isinstance(leaf, Tensor)
+            else leaf,
+            output,
+        )
+
+    def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]) -> Node:
+        for tensor in written:
+            if store_of(tensor) is None:
+                known(tensor)
+
+        def leaf_of(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if store := store_of(leaf):
+                return ref(leaf, store)
+            if leaf.is_meta:
+                raise RuntimeError(
+                    f"deferred: {func} takes a tensor that was put on the meta device outside of the context"
+                )
+            return Data(leaf.detach().clone())
+
+        return Node(func, *tree_map(leaf_of, (args, kwargs)))
+
+    def _add(self, node: Node, output: Any, written: list[Tensor], label: str | None = None) -> None:
+        for i, leaf in enumerate(tree_leaves(output)):
+            if isinstance(leaf, Tensor) and store_of(leaf) is None:
+                store = Store(leaf.untyped_storage(), deferred=label is not None, label=label or "")
+                node.outputs.append((i, ref(leaf, store)))
+                store.add(node)
+        for store in {store for store in map(store_of, written) if store}:
+            store.add(node)
+            if label is not None:
+                store.deferred, store.lazy, store.label = True, False, store.label or label
+
+    def flush(self, store: Store) -> None:
+        """Do what was put off."""
+        storage = store.storage(meta=False)
+        if store.lazy and storage is not None:
+            store.lazy = False
+            with self.pause():
+                for node in store.nodes:
+                    node.run(lambda leaf: leaf.of(storage) if isinstance(leaf, Ref) else leaf.tensor)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """For operators of its own."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    # Modules
+
+    def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
+        with torch._C.DisableTorchFunction(), self.pause():
+            self._register(module, name, parameter)
+
+    def _register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or not plain(parameter):
+            return
+        store = store_of(parameter)
+        if store is None:
+            if parameter.is_meta:
+                return
+            store = known(parameter)
+        store.lazy, store.deferred = False, True
+        store.label = store.label or f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}"
+        if not parameter.is_meta:
+            without_memory(parameter, store)
+
+    def roots(self) -> list[nn.Module]:
+        """The modules that are, as far as is known, no part of another one."""
+        return [module for module in self.modules if not ((above := self.parents.get(module)) and above[0]())]
+
+    def name_of(self, module: nn.Module, name: str) -> str:
+        """As much of a parameter's name as is known, after the type of the module where the knowledge ends."""
+        while (above := self.parents.get(module)) and (parent := above[0]()):
+            module, name = parent, f"{above[1]}.{name}"
+        return f"{type(module).__name__}.{name}"
+
+    def seal(self) -> None:
+        """At the end: do what is still put off, and leave with each module what is known of its parameters and buffers."""
+        for reference in self.lazy:
+            if (store := reference()) and not store.deferred:
+                self.flush(store)
+        time = now()
+        for module in {module for root in self.roots() for module in root.modules()}:
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or not plain(tensor):
+                    continue
+                store = store_of(tensor)
+                if store is None or not store.deferred:
+                    continue
+                if not tensor.is_meta:
+                    without_memory(tensor, store)
+                record = Record(ref(tensor, store), time, tensor._version)
+                tensor.__dict__["_xinit_record"] = record
+                module.__dict__.setdefault("_xinit_records", {})[name] = record
+        purge()
+
+
+def known(tensor: Tensor) -> Store:
+    """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
+    storage = tensor.untyped_storage()
+    store = Store(storage)
+    if tensor.is_meta:
+        return store
+    size = storage.nbytes() // tensor.dtype.itemsize
+    view = Ref(store, tensor.dtype, (size,), (1,), 0)
+    store.add(Node(_aten.clone.default, (Data(view.of(storage).clone()),), {}, outputs=[(0, view)]))
+    return store
+
+
+def _on_meta(tensor: Tensor, store: Store) -> Tensor:
+    """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
+    store.lazy, store.deferred = False, True
+    storage = store.storage(meta=True)
+    if storage is None:
+        storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+        store.stand_for(storage)
+    return ref(tensor, store).of(storage)
+
+
+def without_memory(tensor: Tensor, store: Store) -> None:
+    """Move a tensor to the meta device, in place."""
+    meta = _on_meta(tensor, store)
+    if isinstance(tensor, nn.Parameter):
+        meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, meta)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments that the operator writes to."""
+    if not func._schema.is_mutable:
+        return []
+    written = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return written
+
+
+class Memory(TorchFunctionMode):
+    """Whoever looks at memory by other ways than operators finds it written."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == _IS_META and plain(args[0]) and store_of(args[0]):
+            return False  # what would do nothing on the meta device is to be recorded
+        kwargs = kwargs or {}
+        if func is torch.tensor and str(kwargs.get("device")) == "meta":
+            value = func(*args, **kwargs | {"device": "cpu"})
+            return _on_meta(value, known(value))
+        if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
+            args = args[0], _on_meta(args[1], store_of(args[1]) or known(args[1]))
+        if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
+            if store.deferred and (not args[0].is_meta or func in _READS):
+                raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
+            self.recorder.flush(store)
+        return func(*args, **kwargs)
+
+
+_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.share_memory_, Tensor.storage}
