@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 import torch
+from agreement import agree, eager, outputs_agree
 
 import xinit
-from agreement import agree, eager, outputs_agree
 from xinit import Key
 
 transformers = pytest.importorskip("transformers")
