@@ -7,7 +7,7 @@ from math import erf, sqrt
 import pytest
 import torch
 from agreement import agree, eager, outputs_agree
-from conftest import DTYPES, dtypes, same
+from conftest import dtypes, same
 from torch import nn
 from torch.nn import init
 from torch.nn.init import trunc_normal_ as imported_trunc_normal_

@@ -72,13 +72,16 @@ def _record(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | Non
     """
     if not plain(tensor):
         return None
-    left = tensor.__dict__.get("_xinit_record")
+    left: Record | None = tensor.__dict__.get("_xinit_record")
     store = store_of(tensor)
     if store is not None and store.deferred:
         return Record(ref(tensor, store), now(), left.version if left else tensor._version)
+    if isinstance(tensor, nn.Parameter) and left is not None:
+        return left
+    record: Record | None
     for record in [left, *(module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)]:
         if record is not None and record.ref.size == tuple(tensor.shape):
-            return Record(*record)
+            return record._replace(version=tensor._version)
     return None
 
 

@@ -8,6 +8,7 @@ recorded operator has made. Nothing else is needed to do it all again, elsewhere
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -138,6 +139,8 @@ class Store:
         self.random = False
         self.nbytes = storage.nbytes()
         self.lazy, self.deferred, self.label = lazy, deferred, label
+        self.held: list[torch.UntypedStorage] = []  # what it will be made of, as long as it is lazy
+        self.followers: list[weakref.ref[Store]] = []  # lazy ones that will be made of it
         self.storages: list[StorageWeakRef] = []  # the real one, and the one on the meta device
         self.stand_for(storage)
 
@@ -155,6 +158,15 @@ class Store:
                 if storage is not None and (storage.device.type == "meta") == meta:
                     return storage
         return None
+
+    def defer(self, label: str) -> None:
+        """Nothing of it will be done here, nor of what was put off that takes its values."""
+        self.lazy, self.deferred, self.label, self.held = False, True, self.label or label, []
+        for follower in self.lazy_followers():
+            follower.defer(self.label)
+
+    def lazy_followers(self) -> list[Store]:
+        return [store for reference in self.followers if (store := reference()) and store.lazy]
 
     def forget(self) -> None:
         """What it holds from now on is data like any other."""

@@ -44,6 +44,13 @@ _FACTORIES: dict[Any, tuple[Any, int]] = {
     },
     _aten.normal.float_float: (_aten.normal_.default, 0),
 }
+# Those that can be put off too, for one tensor and numbers.
+_POINTWISE = frozenset(
+    {
+        *(getattr(_aten, name).Tensor for name in ("mul", "div", "add", "sub")),
+        *(getattr(_aten, name).default for name in ("neg", "clone", "_to_copy")),
+    }
+)
 _SMALL = 1 << 14  # bytes: not worth to be left untouched
 # They return what they were given, or change what a tensor is a view of; they do not look at values.
 _VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
@@ -90,9 +97,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return filled[0]
         if meta or any(store.deferred for store in stores):
             return self._record(func, args, kwargs, tensors)
+        if func in _POINTWISE and len(tensors) == 1 and (store := stores[0]).lazy and store.nbytes > _SMALL:
+            return self._put_off(func, args, kwargs)
         for store in stores:
             self.flush(store)
         written = _written(func, args, kwargs)
+        for store in filter(None, map(store_of, written)):
+            self.settle(store)
         if torch.Tag.nondeterministic_seeded not in func.tags and not any(store.random for store in stores):
             for changed in map(store_of, written):
                 if changed is not None:
@@ -129,6 +140,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._fill(fill, (tensor, *values), {"generator": generator} if generator else {})
         return tensor
 
+    def _put_off(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """A new tensor, of values that can wait as long as those of its source."""
+        source = args[0]
+        twin = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device="meta")
+        shape = func(twin, *args[1:], **kwargs | ({"device": "meta"} if "device" in kwargs else {}))
+        tensor = torch.empty_strided(
+            shape.shape, shape.stride(), dtype=shape.dtype, device=kwargs.get("device") or source.device
+        )
+        store, origin = Store(tensor.untyped_storage(), lazy=True), store_of(source)
+        assert origin is not None
+        store.add(Node(func, (ref(source, origin), *args[1:]), kwargs, outputs=[(0, ref(tensor, store))]))
+        store.held.append(source.untyped_storage())
+        origin.followers.append(weakref.ref(store))
+        self.lazy.append(weakref.ref(store))
+        return tensor
+
     def _fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
         """Put off, or do, an operator that only fills a tensor whose history is known; gives back what it returns."""
         target = args[0] if args and isinstance(args[0], Tensor) else None
@@ -138,6 +165,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         drawn = distribution(func, args, kwargs)
         if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
             return None
+        self.settle(store)
+        returns = func._schema.returns
         view = ref(target, store)
         twin = (
             target if target.is_meta else torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
@@ -145,12 +174,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # checks the arguments
         if store.deferred:
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-        store.add(Node(func, (view, *args[1:]), kwargs, (view, drawn) if drawn else None))
+        rest = args[1:]
+        if drawn and drawn.name == "constant":
+            func, rest, kwargs = _aten.fill_.Scalar, drawn.parameters, {}  # not the tensor that the number came in
+        store.add(Node(func, (view, *rest), kwargs, (view, drawn) if drawn else None))
         if store.lazy and store.nbytes <= _SMALL:
             self.flush(store)
         elif not store.lazy and not store.deferred:
-            func(*args, **kwargs)
-        return (target,) if func._schema.returns else (None,)
+            func(target, *rest, **kwargs)
+        return (target,) if returns else (None,)
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
         """Write down an operator whose values there will be only at the end: run it on the meta device."""
@@ -246,16 +278,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for store in {store for store in map(store_of, written) if store}:
             store.add(node)
             if label is not None:
-                store.deferred, store.lazy, store.label = True, False, store.label or label
+                store.defer(label)
 
     def flush(self, store: Store) -> None:
         """Do what was put off."""
         storage = store.storage(meta=False)
-        if store.lazy and storage is not None:
-            store.lazy = False
-            with self.pause():
-                for node in store.nodes:
-                    node.run(lambda leaf: leaf.of(storage) if isinstance(leaf, Ref) else leaf.tensor)
+        if not store.lazy or storage is None:
+            return
+        for source in {leaf.store for node in store.nodes for leaf in node.refs} - {store}:
+            self.flush(source)
+        store.lazy = False
+        with self.pause(), torch.no_grad():
+            for node in store.nodes:
+                result = node.run(_real)
+                for _, view in node.outputs:
+                    view.of(storage).copy_(result)
+        store.held.clear()
+
+    def settle(self, store: Store) -> None:
+        """Do what was put off and takes the values that a storage has now, since they are about to change."""
+        for follower in store.lazy_followers():
+            self.flush(follower)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -281,8 +324,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if parameter.is_meta:
                 return
             store = known(parameter)
-        store.lazy, store.deferred = False, True
-        store.label = store.label or f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}"
+        store.defer(f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}")
         if not parameter.is_meta:
             without_memory(parameter, store)
 
@@ -317,6 +359,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         purge()
 
 
+def _real(leaf: Ref | Data) -> Tensor:
+    assert isinstance(leaf, Ref)  # what is put off takes no other
+    storage = leaf.store.storage(meta=False)
+    assert storage is not None  # as whoever waits for its values holds it
+    return leaf.of(storage)
+
+
 def known(tensor: Tensor) -> Store:
     """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
     storage = tensor.untyped_storage()
@@ -331,7 +380,7 @@ def known(tensor: Tensor) -> Store:
 
 def _on_meta(tensor: Tensor, store: Store) -> Tensor:
     """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
-    store.lazy, store.deferred = False, True
+    store.defer(store.label)
     storage = store.storage(meta=True)
     if storage is None:
         storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
@@ -381,6 +430,7 @@ class Memory(TorchFunctionMode):
             if store.deferred and (not args[0].is_meta or func in _READS):
                 raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
             self.recorder.flush(store)
+            self.recorder.settle(store)
         return func(*args, **kwargs)
 
 
