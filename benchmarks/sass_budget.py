@@ -32,6 +32,9 @@ void use(const xinit::CudaLaunch& launch) {{
 void use_all(const xinit::CudaLaunch& launch) {{
   const xinit::Fill& fill = launch.job.fill;
   xinit::specialize(fill.distribution.kind, fill.dtype, [&](auto k, auto d) {{ use<k.value, d.value>(launch); }});
+  xinit::with_bits_of(fill.dtype, [&](auto bits) {{
+    xinit::digest_window<<<1, 1>>>(fill.window, &bits, xinit::DigestKey{{}}, nullptr);
+  }});
 }}
 """
 
@@ -60,8 +63,11 @@ def compile_kernels(arch, directory):
 
 def kernel_name(mangled):
     """(way, kind, dtype) from a kernel's mangled name; the kernel for many fills has all kinds and dtypes in one."""
-    found = re.search(r"fill_(contiguous|window)ILNS_4KindE(\d)ELNS_5DtypeE(\d)E", mangled)
-    return (found[1], KINDS[int(found[2])], DTYPES[int(found[3])]) if found else ("many", "all", "all")
+    if found := re.search(r"fill_(contiguous|window)ILNS_4KindE(\d)ELNS_5DtypeE(\d)E", mangled):
+        return found[1], KINDS[int(found[2])], DTYPES[int(found[3])]
+    if found := re.search(r"digest_windowI([tjm])E", mangled):
+        return "digest", "all", {"t": "bfloat16", "j": "float32", "m": "float64"}[found[1]]
+    return "many", "all", "all"
 
 
 def resources(report):

@@ -3,6 +3,7 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include "float_environment.h"
@@ -20,27 +21,33 @@ struct Arguments {
   at::OptionalSymIntArrayRef global_shape, offsets;
 };
 
+Key key_of(const char* op, at::IntArrayRef words) {
+  TORCH_CHECK_VALUE(words.size() == 2, op, ": key is (seed, stream), but found ", words.size(), " numbers");
+  return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
+}
+
 Source check_source(const Arguments& args) {
   if (!args.key) return {std::nullopt, args.generator};
   TORCH_CHECK_VALUE(!args.generator || !args.generator->defined(), args.op, ": key and generator exclude each other");
-  TORCH_CHECK_VALUE(args.key->size() == 2, args.op, ": key is (seed, stream), but found ", args.key->size(),
-                    " numbers");
-  return {Key{static_cast<uint64_t>((*args.key)[0]), static_cast<uint64_t>((*args.key)[1])}, std::nullopt};
+  return {key_of(args.op, *args.key), std::nullopt};
 }
 
-void check_tensor(const char* op, const at::Tensor& self) {
+void check_readable(const char* op, const at::Tensor& self) {
   const auto type = self.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
                               '"', op, "\" not implemented for '", type,
                               "': supported are Float, Double, Half and BFloat16");
-  if (self.is_meta()) return;
-  at::assert_no_internal_overlap(self);
-  if (self.numel() == 0) return;
+  if (self.is_meta() || self.numel() == 0) return;
   int64_t last = self.storage_offset();
   for (int64_t d = 0; d < self.dim(); ++d) last += (self.size(d) - 1) * self.stride(d);
   const size_t needed = static_cast<size_t>(last + 1) * self.element_size();
   TORCH_CHECK(self.storage().nbytes() >= needed, op, ": the tensor of shape ", self.sizes(), " needs ", needed,
               " bytes, but its storage has ", self.storage().nbytes(), ": was it released by a sharding wrapper?");
+}
+
+void check_tensor(const char* op, const at::Tensor& self) {
+  check_readable(op, self);
+  if (!self.is_meta()) at::assert_no_internal_overlap(self);
 }
 
 bool concrete(at::SymIntArrayRef sizes) {
@@ -75,14 +82,18 @@ void check_part(const char* op, const Part& part) {
   }
 }
 
-Part part_of(const Arguments& args) {
-  Part part{to_shape(args.self.sym_sizes()), {}, {}};
-  TORCH_CHECK_VALUE(args.global_shape.has_value() == args.offsets.has_value(), args.op,
+// Nothing if it is traced with symbolic shapes: then there is nothing to fill, and nothing to check against.
+std::optional<Part> part_of(const char* op, const at::Tensor& self, at::OptionalSymIntArrayRef global_shape,
+                            at::OptionalSymIntArrayRef offsets) {
+  if (!concrete(self.sym_sizes()) || (global_shape && !concrete(*global_shape)) || (offsets && !concrete(*offsets)))
+    return std::nullopt;
+  Part part{to_shape(self.sym_sizes()), {}, {}};
+  TORCH_CHECK_VALUE(global_shape.has_value() == offsets.has_value(), op,
                     ": a window takes global_shape and offsets, but found only ",
-                    args.global_shape ? "global_shape" : "offsets");
-  part.whole = args.global_shape ? to_shape(*args.global_shape) : part.local;
-  part.offsets = args.offsets ? to_shape(*args.offsets) : Shape(part.local.size(), 0);
-  check_part(args.op, part);
+                    global_shape ? "global_shape" : "offsets");
+  part.whole = global_shape ? to_shape(*global_shape) : part.local;
+  part.offsets = offsets ? to_shape(*offsets) : Shape(part.local.size(), 0);
+  check_part(op, part);
   return part;
 }
 
@@ -103,13 +114,11 @@ void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   const FloatEnvironment environment;
   check_tensor(args.op, args.self);
   const Source source = check_source(args);
-  if (!concrete(args.self.sym_sizes()) || (args.global_shape && !concrete(*args.global_shape)) ||
-      (args.offsets && !concrete(*args.offsets)))
-    return;  // traced with symbolic shapes: there is nothing to fill, and nothing to check against
-  const Part part = part_of(args);
-  const Plan plan = make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), part.whole});
-  if (!plan || args.self.is_meta() || empty(part.whole)) return;  // an empty tensor draws nothing
-  backend.fill(args.self, *plan, windows_of(args.self, part), source);
+  const auto part = part_of(args.op, args.self, args.global_shape, args.offsets);
+  if (!part) return;
+  const Plan plan = make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), part->whole});
+  if (!plan || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
+  backend.fill(args.self, *plan, windows_of(args.self, *part), source);
 }
 
 template <class... Parameters>
@@ -169,7 +178,7 @@ void plan_one(const char* op, const Many& many, size_t i, size_t dim, std::vecto
   const Plan plan =
       plan_named({op, self.dtype(), dtype_of(self), part.whole}, {many.distributions[i], {p[0], p[1], p[2], p[3]}});
   if (self.is_meta() || empty(part.local)) return;
-  const Key key{static_cast<uint64_t>(many.keys[2 * i]), static_cast<uint64_t>(many.keys[2 * i + 1])};
+  const Key key = key_of(op, many.keys.slice(2 * i, 2));
   for (const Fill& fill : fills_of(self, *plan, windows_of(self, part), key)) fills.push_back(fill);
 }
 
@@ -192,6 +201,16 @@ void fill_many(const Backend& backend, const Many& many) {
   if (!fills.empty()) backend.fill_many(many.tensors[0], fills);
 }
 
+at::Tensor digest(const Backend& backend, const at::Tensor& self, at::IntArrayRef key,
+                  at::OptionalSymIntArrayRef global_shape, at::OptionalSymIntArrayRef offsets) {
+  constexpr const char* op = "digest";
+  check_readable(op, self);
+  const Key checked = key_of(op, key);
+  const auto part = part_of(op, self, global_shape, offsets);
+  if (!part || self.is_meta()) return at::empty({2}, self.options().dtype(at::kLong));
+  return backend.digest(self, windows_of(self, *part), checked);
+}
+
 // In place and without autograd: a leaf that requires grad is filled as under no_grad, and its version moves on.
 void bump_version(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const c10::IValue first = torch::jit::peek(*stack, 0, op.schema().arguments().size());
@@ -207,7 +226,7 @@ void bump_version(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch
 }
 
 constexpr Backend kMeta{[](const at::Tensor&, const Distribution&, const std::vector<Placed>&, const Source&) {},
-                        [](const at::Tensor&, const std::vector<Fill>&) {}};
+                        [](const at::Tensor&, const std::vector<Fill>&) {}, nullptr};
 
 struct Op {
   const char *name, *parameters;
@@ -264,6 +283,9 @@ void register_ops(torch::Library& library, Backend backend) {
                    at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
                  fill_many(backend, {tensors, distributions, parameters, keys, names, global_shapes, offsets});
                });
+  library.impl("digest",
+               [=](const at::Tensor& self, at::IntArrayRef key, at::OptionalSymIntArrayRef global_shape,
+                   at::OptionalSymIntArrayRef offsets) { return digest(backend, self, key, global_shape, offsets); });
 }
 
 TORCH_LIBRARY(xinit, m) {
@@ -277,6 +299,8 @@ TORCH_LIBRARY(xinit, m) {
       "fill_many_(Tensor(a!)[] tensors, str[] distributions, float[] parameters, int[] keys, str[] names, "
       "int[] global_shapes=[], int[] offsets=[]) -> ()",
       {at::Tag::pt2_compliant_tag});
+  m.def("digest(Tensor self, int[] key, SymInt[]? global_shape=None, SymInt[]? offsets=None) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, kMeta); }
@@ -284,6 +308,7 @@ TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, kMeta); }
 TORCH_LIBRARY_IMPL(xinit, Autograd, m) {
   for (const Op& op : kOps) m.impl(op.name, torch::CppFunction::makeFallthrough());
   m.impl("fill_many_", torch::CppFunction::makeFallthrough());
+  m.impl("digest", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(xinit, ADInplaceOrView, m) {

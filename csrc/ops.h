@@ -25,6 +25,8 @@ struct Backend {
   void (*fill)(const at::Tensor& self, const Distribution&, const std::vector<Placed>&, const Source&);
   // Many fills at once, on this tensor's device.
   void (*fill_many)(const at::Tensor& on, const std::vector<Fill>& fills);
+  // Two integers on the tensor's device: see digest.h.
+  at::Tensor (*digest)(const at::Tensor& self, const std::vector<Placed>&, const Key&);
 };
 
 // Registers every op for the library's dispatch key. Each device's file calls it, at its end.

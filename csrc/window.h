@@ -44,19 +44,29 @@ XINIT_HD Unit row_unit(const Window& window, uint64_t row_start, int64_t row_off
           row_offset + static_cast<int64_t>(first - row_start) * window.run_stride};
 }
 
+// Where a row begins: logical index and place in memory.
+struct Row {
+  uint64_t start;
+  int64_t offset;
+};
+
+XINIT_HD Row row_at(const Window& window, uint64_t index) {
+  Row row{window.base, 0};
+  for (int i = 0; i < window.ndim; ++i) {
+    const uint64_t size = static_cast<uint64_t>(window.dims[i].size), at = index % size;
+    index /= size;
+    row.start += at * window.dims[i].step;
+    row.offset += static_cast<int64_t>(at) * window.dims[i].stride;
+  }
+  return row;
+}
+
 // The unit of that index, from scratch.
 XINIT_HD Unit unit_at(const Window& window, uint64_t index) {
   const uint64_t divisor = static_cast<uint64_t>(window.rows_first ? window.rows : window.units_per_row);
   const uint64_t quotient = index / divisor, remainder = index % divisor;
-  uint64_t row = window.rows_first ? remainder : quotient, start = window.base;
-  int64_t offset = 0;
-  for (int i = 0; i < window.ndim; ++i) {
-    const uint64_t size = static_cast<uint64_t>(window.dims[i].size), at = row % size;
-    row /= size;
-    start += at * window.dims[i].step;
-    offset += static_cast<int64_t>(at) * window.dims[i].stride;
-  }
-  return row_unit(window, start, offset, window.rows_first ? quotient : remainder);
+  const Row row = row_at(window, window.rows_first ? remainder : quotient);
+  return row_unit(window, row.start, row.offset, window.rows_first ? quotient : remainder);
 }
 
 // A window over these dims, in any order. A tensor of more than kMaxDims dims that do not coalesce takes several

@@ -8,6 +8,7 @@
 
 #include "../csrc/cpu/fill_loop.h"
 #include "../csrc/cuda/fill_body.h"
+#include "../csrc/digest.h"
 
 using namespace xinit;
 
@@ -143,10 +144,36 @@ void compare_many() {
       fail("launch of many", jobs[i].fill, static_cast<int>(i / 4 % 5), {first_block.back(), kThreads});
 }
 
+// The digest of a window, by any number of threads, is the sum over its elements.
+void compare_digests() {
+  std::vector<uint32_t> data(3000);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<uint32_t>(i * 2654435761u);
+  const DigestKey key = digest_key({5, 6}, Dtype::kFloat);
+  for (const auto& dims : {std::vector<Dim>{{2500, 1, 1}}, {{50, 60, 77}, {40, 1, 1}}, {{7, 1, 9}, {9, 7, 1}}}) {
+    const Window window = make_windows(3, dims)[0].window;
+    Digest expected;
+    for (int64_t row = 0; row < window.rows; ++row) {
+      const Row at = row_at(window, static_cast<uint64_t>(row));
+      for (int64_t i = 0; i < window.run; ++i)
+        expected += digest_element(key, at.start + static_cast<uint64_t>(i), data[at.offset + i * window.run_stride]);
+    }
+    for (const uint64_t threads : {1, 33, 256, 10000}) {
+      Digest sum;
+      for (uint64_t thread = 0; thread < threads; ++thread)
+        sum += digest_elements(window, data.data(), key, thread, threads);
+      if (sum.low != expected.low || sum.high != expected.high) {
+        std::printf("digest differs: %llu threads\n", static_cast<unsigned long long>(threads));
+        std::exit(1);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   compare_many();
+  compare_digests();
   for (int kind = 0; kind < 5; ++kind)
     for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16}) {
       for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 64, 100, 1021, 4099})

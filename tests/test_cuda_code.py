@@ -33,7 +33,9 @@ FILLS = [
 def test_kernels_compile_without_warnings_spills_or_stack(tmp_path, arch):
     _, report = sass_budget.compile_kernels(arch, tmp_path)
     found = sass_budget.resources(report)
-    assert len(found) == 2 * len(sass_budget.KINDS) * len(sass_budget.DTYPES) + 1
+    assert (
+        len(found) == 2 * len(sass_budget.KINDS) * len(sass_budget.DTYPES) + 1 + 3
+    )  # and those for many tensors and for the digest
     assert {name: r for name, r in found.items() if r["spills"] or r["stack"]} == {}
 
 
@@ -55,7 +57,7 @@ def test_kernels_keep_their_budget():
     assert list(sass_budget.failures(records)) == []
 
 
-@pytest.mark.parametrize("op", [*FILLS, "variance_scaling_", "fill_many_"])
+@pytest.mark.parametrize("op", [*FILLS, "variance_scaling_", "fill_many_", "digest"])
 def test_cuda_kernel_is_registered_where_it_was_built(op):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xinit::{op}", "CUDA") == with_cuda
 

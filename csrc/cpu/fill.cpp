@@ -1,6 +1,5 @@
 // Filling a CPU tensor: the instruction set is chosen, the units are shared out among the threads.
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <pthread.h>
 
@@ -35,9 +34,8 @@ const Isa& isa() {
   return chosen;
 }
 
-// OpenMP's threads do not survive a fork, and a child that waits for them hangs: it fills on one thread.
-std::atomic<bool> in_forked_child{false};
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 Key take_key(const Source& source) {
   if (source.key) return *source.key;
@@ -62,10 +60,7 @@ void fill_many_cpu(const at::Tensor&, const std::vector<Fill>& fills) {
       begin = stop;
     }
   };
-  if (in_forked_child)
-    run(0, first.back());
-  else
-    at::parallel_for(0, first.back(), kGrain, run);
+  parallel_for(0, first.back(), kGrain, run);
 }
 
 void fill_cpu(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
@@ -76,7 +71,8 @@ void fill_cpu(const at::Tensor& self, const Distribution& distribution, const st
 }  // namespace
 
 const char* cpu_isa() { return isa().name; }
+bool in_forked_child() { return forked; }
 
-TORCH_LIBRARY_IMPL(xinit, CPU, m) { register_ops(m, {fill_cpu, fill_many_cpu}); }
+TORCH_LIBRARY_IMPL(xinit, CPU, m) { register_ops(m, {fill_cpu, fill_many_cpu, digest_cpu}); }
 
 }  // namespace xinit

@@ -2,6 +2,7 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -15,13 +16,14 @@ namespace xinit {
 namespace {
 
 // As many thread blocks as there is work for, and at most what the device holds at a time: threads loop over the rest.
-template <class Kernel>
-void launch(Kernel kernel, const CudaLaunch& job, uint64_t work) {
+template <class Kernel, class... Arguments>
+void launch(uint64_t work, Kernel kernel, const Arguments&... arguments) {
   int resident = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0));
   const uint64_t most = static_cast<uint64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) * resident;
   const uint64_t wanted = (work + kThreads - 1) / kThreads;
-  kernel<<<static_cast<unsigned>(wanted < most ? wanted : most), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(job);
+  kernel<<<static_cast<unsigned>(wanted < most ? wanted : most), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -32,9 +34,9 @@ void launch_one(CudaFill job) {
   const CudaLaunch parameters{job, schedule(job.fill.key.seed)};
   specialize(job.fill.distribution.kind, job.fill.dtype, [&](auto kind, auto dtype) {
     if (job.groups > 0)
-      launch(fill_contiguous<kind.value, dtype.value>, parameters, job.groups);
+      launch(job.groups, fill_contiguous<kind.value, dtype.value>, parameters);
     else
-      launch(fill_window<kind.value, dtype.value>, parameters, job.fill.window.units());
+      launch(job.fill.window.units(), fill_window<kind.value, dtype.value>, parameters);
   });
 }
 
@@ -102,8 +104,22 @@ void fill_many_cuda(const at::Tensor& on, const std::vector<Fill>& fills) {
   for (const auto& [seed, jobs] : by_seed) launch_many(on, seed, jobs);
 }
 
+at::Tensor digest_cuda(const at::Tensor& self, const std::vector<Placed>& windows, const Key& key) {
+  const c10::cuda::CUDAGuard device(self.device());
+  const at::Tensor sums = at::zeros({2}, self.options().dtype(at::kLong));
+  with_bits_of(dtype_of(self), [&](auto bits) {
+    using Bits = decltype(bits);
+    const Bits* const data = static_cast<const Bits*>(self.const_data_ptr());
+    for (const Placed& placed : windows)
+      launch(static_cast<uint64_t>(placed.window.rows) * static_cast<uint64_t>(placed.window.run), digest_window<Bits>,
+             placed.window, data + placed.offset, digest_key(key, dtype_of(self)),
+             reinterpret_cast<unsigned long long*>(sums.mutable_data_ptr()));
+  });
+  return sums;
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(xinit, CUDA, m) { register_ops(m, {fill_cuda, fill_many_cuda}); }
+TORCH_LIBRARY_IMPL(xinit, CUDA, m) { register_ops(m, {fill_cuda, fill_many_cuda, digest_cuda}); }
 
 }  // namespace xinit

@@ -1,6 +1,7 @@
 // The kernels, without torch: what benchmarks/sass_budget.py compiles and counts is what runs.
 #pragma once
 
+#include "../digest.h"
 #include "fill_body.h"
 
 namespace xinit {
@@ -43,6 +44,19 @@ __global__ void __launch_bounds__(kThreads, 6) fill_many(const CudaFill* jobs, c
   specialize(job.fill.distribution.kind, job.fill.dtype,
              ContiguousThread{job, keys, static_cast<uint64_t>(blockIdx.x - first) * kThreads + threadIdx.x,
                               static_cast<uint64_t>(blocks) * kThreads});
+}
+
+// Adds the digest of a window to sums[0] and sums[1]. Integer sums come out the same in any order.
+template <class Bits>
+__global__ void __launch_bounds__(kThreads, 6)
+    digest_window(const __grid_constant__ Window window, const Bits* data, DigestKey key, unsigned long long* sums) {
+  Digest sum = digest_elements(window, data, key, thread_index(), thread_count());
+  for (int distance = 16; distance > 0; distance /= 2)
+    sum += {__shfl_down_sync(~0u, sum.low, distance), __shfl_down_sync(~0u, sum.high, distance)};
+  if (threadIdx.x % 32 == 0) {
+    atomicAdd(sums, static_cast<unsigned long long>(sum.low));
+    atomicAdd(sums + 1, static_cast<unsigned long long>(sum.high));
+  }
 }
 
 }  // namespace xinit
