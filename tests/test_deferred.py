@@ -268,6 +268,7 @@ def test_parts_are_windows_of_the_parameter():
         init.normal_(model.weight[:2])
         init.uniform_(model.weight[2:, 3:5], 2, 3)
         init.normal_(model.weight.t()[6:])
+        init.normal_(model.weight[:, 5], std=4)
         init.normal_(model.bias.data[1:3], std=9)
         return model
 
@@ -276,6 +277,7 @@ def test_parts_are_windows_of_the_parameter():
     xinit.normal_(expected[:2], key=key, window=Window((6, 8), (0, 0)))
     xinit.uniform_(expected[2:, 3:5], 2, 3, key=key, window=Window((6, 8), (2, 3)))
     xinit.normal_(expected[:, 6:], key=key, window=Window((6, 8), (0, 6)))
+    xinit.normal_(expected[:, 5:6], 0, 4, key=key, window=Window((6, 8), (0, 5)))
     assert torch.equal(drawn(build).weight, expected)
 
 
@@ -295,6 +297,25 @@ def test_parts_are_windows_of_the_parameter():
 )
 def test_what_comes_to_a_fill_is_a_fill(fill, expected):
     assert same(drawn(with_weight(fill)).weight.detach(), expected(torch.empty(30, 20), key=KEY.fold_in("weight")))
+
+
+def test_a_private_truncated_normal_is_one():
+    """Up to the rounding of the bounds that its operators had."""
+    with xinit.deferred() as plan:
+        model = with_weight(partial(private_trunc_normal_, mean=0.25, std=0.5, a=-0.5, b=1))()
+    assert "truncated_normal(0.25, 0.5, -0.5, 1)" in str(plan)
+    expected = named("weight", (30, 20), xinit.trunc_normal_, 0.25, 0.5, -0.5, 1.0)
+    assert torch.allclose(xinit.materialize_(model, key=KEY).weight, expected, atol=1e-5)
+
+
+def test_data_is_what_it_was():
+    data = torch.arange(600.0).view(30, 20)
+
+    def fill(weight):
+        weight.copy_(data)
+        data.zero_()
+
+    assert torch.equal(drawn(with_weight(fill)).weight, torch.arange(600.0).view(30, 20))
 
 
 def test_a_fill_with_a_key_of_its_own_keeps_it():

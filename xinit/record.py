@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -201,6 +201,36 @@ def ref(tensor: Tensor, store: Store) -> Ref:
     if tensor.is_conj() or tensor.is_neg():
         raise RuntimeError("deferred: a lazily conjugated or negated view cannot be recorded")
     return Ref(store, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+def known(tensor: Tensor) -> Store:
+    """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
+    storage = tensor.untyped_storage()
+    store = Store(storage)
+    if tensor.is_meta:
+        return store
+    size = storage.nbytes() // tensor.dtype.itemsize
+    view = Ref(store, tensor.dtype, (size,), (1,), 0)
+    store.add(Node(_aten.clone.default, (Data(view.of(storage).clone()),), {}, outputs=[(0, view)]))
+    return store
+
+
+def on_meta(tensor: Tensor, store: Store) -> Tensor:
+    """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
+    store.defer(store.label)
+    storage = store.storage(meta=True)
+    if storage is None:
+        storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+        store.stand_for(storage)
+    return ref(tensor, store).of(storage)
+
+
+def without_memory(tensor: Tensor, store: Store) -> None:
+    """Move a tensor to the meta device, in place."""
+    meta = on_meta(tensor, store)
+    if isinstance(tensor, nn.Parameter):
+        meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, meta)
 
 
 def now() -> int:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain
 from xinit.keys import Key
-from xinit.record import Data, Node, Record, Ref, Store, distribution, now, purge, ref, store_of
+from xinit.record import Data, Node, Ref, Store, distribution, known, ref, store_of
 from xinit.replay import needed, replay
 
 _aten = torch.ops.aten
@@ -67,11 +66,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.paused = False
         self.lazy: list[weakref.ref[Store]] = []
-        self.modules: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # in order
-        self.parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
-        self.parents = weakref.WeakKeyDictionary()
-
-    # Operators
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -295,6 +289,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     view.of(storage).copy_(result)
         store.held.clear()
 
+    def finish(self) -> None:
+        """Do all that is still put off."""
+        for reference in self.lazy:
+            if (store := reference()) and not store.deferred:
+                self.flush(store)
+
     def settle(self, store: Store) -> None:
         """Do what was put off and takes the values that a storage has now, since they are about to change."""
         for follower in store.lazy_followers():
@@ -309,91 +309,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.paused = before
 
-    # Modules
-
-    def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
-        with torch._C.DisableTorchFunction(), self.pause():
-            self._register(module, name, parameter)
-
-    def _register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is None or not plain(parameter):
-            return
-        store = store_of(parameter)
-        if store is None:
-            if parameter.is_meta:
-                return
-            store = known(parameter)
-        store.defer(f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}")
-        if not parameter.is_meta:
-            without_memory(parameter, store)
-
-    def roots(self) -> list[nn.Module]:
-        """The modules that are, as far as is known, no part of another one."""
-        return [module for module in self.modules if not ((above := self.parents.get(module)) and above[0]())]
-
-    def name_of(self, module: nn.Module, name: str) -> str:
-        """As much of a parameter's name as is known, after the type of the module where the knowledge ends."""
-        while (above := self.parents.get(module)) and (parent := above[0]()):
-            module, name = parent, f"{above[1]}.{name}"
-        return f"{type(module).__name__}.{name}"
-
-    def seal(self) -> None:
-        """At the end: do what is still put off, and leave with each module what is known of its parameters and buffers."""
-        for reference in self.lazy:
-            if (store := reference()) and not store.deferred:
-                self.flush(store)
-        time = now()
-        for module in {module for root in self.roots() for module in root.modules()}:
-            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is None or not plain(tensor):
-                    continue
-                store = store_of(tensor)
-                if store is None or not store.deferred:
-                    continue
-                if not tensor.is_meta:
-                    without_memory(tensor, store)
-                record = Record(ref(tensor, store), time, tensor._version)
-                tensor.__dict__["_xinit_record"] = record
-                module.__dict__.setdefault("_xinit_records", {})[name] = record
-        purge()
-
 
 def _real(leaf: Ref | Data) -> Tensor:
     assert isinstance(leaf, Ref)  # what is put off takes no other
     storage = leaf.store.storage(meta=False)
     assert storage is not None  # as whoever waits for its values holds it
     return leaf.of(storage)
-
-
-def known(tensor: Tensor) -> Store:
-    """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
-    storage = tensor.untyped_storage()
-    store = Store(storage)
-    if tensor.is_meta:
-        return store
-    size = storage.nbytes() // tensor.dtype.itemsize
-    view = Ref(store, tensor.dtype, (size,), (1,), 0)
-    store.add(Node(_aten.clone.default, (Data(view.of(storage).clone()),), {}, outputs=[(0, view)]))
-    return store
-
-
-def _on_meta(tensor: Tensor, store: Store) -> Tensor:
-    """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
-    store.defer(store.label)
-    storage = store.storage(meta=True)
-    if storage is None:
-        storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
-        store.stand_for(storage)
-    return ref(tensor, store).of(storage)
-
-
-def without_memory(tensor: Tensor, store: Store) -> None:
-    """Move a tensor to the meta device, in place."""
-    meta = _on_meta(tensor, store)
-    if isinstance(tensor, nn.Parameter):
-        meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
-    torch._C._swap_tensor_impl(tensor, meta)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -406,35 +327,3 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return written
-
-
-class Memory(TorchFunctionMode):
-    """Whoever looks at memory by other ways than operators finds it written."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == _IS_META and plain(args[0]) and store_of(args[0]):
-            return False  # what would do nothing on the meta device is to be recorded
-        kwargs = kwargs or {}
-        if func is torch.tensor and str(kwargs.get("device")) == "meta":
-            value = func(*args, **kwargs | {"device": "cpu"})
-            return _on_meta(value, known(value))
-        if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
-            args = args[0], _on_meta(args[1], store_of(args[1]) or known(args[1]))
-        if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
-            if store.deferred and (not args[0].is_meta or func in _READS):
-                raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
-            self.recorder.flush(store)
-            self.recorder.settle(store)
-        return func(*args, **kwargs)
-
-
-_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
-_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
-_READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
-_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.share_memory_, Tensor.storage}
