@@ -488,6 +488,20 @@ def test_objects_stay_the_same():
     assert all(weight.grad is not None for weight in lstm.parameters())
 
 
+def test_within_the_context():
+    with xinit.deferred():
+        model = nn.Linear(4, 4)
+        assert [name for name, _ in xinit.audit(model)] == ["weight", "bias"]
+        xinit.materialize_(model, key=KEY)
+        assert model.weight.abs().max().item() <= 0.5
+        assert not xinit.audit(model)
+        more = nn.Sequential(model, nn.Linear(4, 4))
+        assert model.weight.device.type == "cpu"
+    xinit.materialize_(more, key=KEY)
+    assert torch.equal(model.weight, named("weight", (4, 4), xinit.uniform_, -0.5, 0.5))
+    assert torch.equal(more[1].weight, named("1.weight", (4, 4), xinit.uniform_, -0.5, 0.5))
+
+
 def test_wrappers_names_are_left_out():
     with xinit.deferred():
         model = nn.DataParallel(nn.Linear(4, 4))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
 from xinit.keys import Key
@@ -93,7 +94,7 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[str]]:
     buffers = [(canonical_name(name), buffer) for name, buffer in model.named_buffers()]
     targets, unknown = [], []
     for name, tensor in [*named_parameters(model), *buffers]:
-        if tensor.is_meta:
+        if tensor.device.type == "meta":  # is_meta would say what deferred() has it say
             record = _record(tensor, places.get(id(tensor), []))
             if record is None:
                 unknown.append(name)
@@ -139,6 +140,15 @@ def materialize_(
         >>> torch.allclose(model.weight, weight)
         True
     """
+    with _disable_current_modes(), torch._C.DisableTorchFunction():  # within a deferred() too, this is for real
+        unwritten = _materialize_(model, device, key, progress)
+    if unwritten:
+        warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
+    return model
+
+
+def _materialize_(model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool) -> list[str]:
+    """Returns the names of what was never written."""
     targets, unknown = _targets(model, "materialize_")
     if key is not None and not isinstance(key, Key):
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
@@ -174,10 +184,7 @@ def materialize_(
         if tensor.device != where:
             tensor.data = tensor.data.to(where)
     purge()
-    unwritten = [target.name for target in targets if not target.written()]
-    if unwritten:
-        warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
-    return model
+    return [target.name for target in targets if not target.written()]
 
 
 def _recorded_since(target: _Target) -> bool:

@@ -250,7 +250,7 @@ def purge() -> None:
     """Forget the histories of storages that are no more."""
     for address, (reference, _) in list(_stores.items()):
         if reference.expired():  # type: ignore[no-untyped-call]
-            del _stores[address]
+            _stores.pop(address, None)
 
 
 # Operators that only fill a tensor: the name of the distribution, its parameters with their defaults, and whether by a fan.
