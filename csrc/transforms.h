@@ -55,8 +55,8 @@ XINIT_HD typename L::F polynomial(typename L::F, float c0) {
   return L::splat(c0);
 }
 template <class L, class... Rest>
-XINIT_HD typename L::F polynomial(typename L::F x, float c0, Rest... rest) {
-  return L::fma(x, polynomial<L>(x, rest...), L::splat(c0));
+XINIT_HD typename L::F polynomial(typename L::F x, float c0, float c1, Rest... rest) {
+  return L::fma(x, polynomial<L>(x, c1, rest...), L::splat(c0));
 }
 
 // -2 ln(y) * kLogScale for normal y > 0. The scale is the one at which `root` needs no constant of its own.
@@ -138,14 +138,35 @@ XINIT_HD typename L::F truncated_tail_ratio(typename L::F x) {
 
 template <class L, int n>
 XINIT_HD typename L::F greatest(const typename L::F (&x)[n]) {
-  auto result = L::max(x[0], x[1]);
+  if constexpr (n == 1) return x[0];
+  auto result = L::max(x[0], x[1 % n]);
   XINIT_UNROLL
   for (int i = 2; i < n; i += 2) result = L::max(result, L::max(x[i], x[i + 1]));
   return result;
 }
 
-template <class L, int n>
-XINIT_HD void truncated_samples(const typename L::U (&w)[n], typename L::F (&z)[n], const Distribution& d) {
+// What truncated_samples does about the ratios z of those beyond 3 sigma. They are few, so they are mended one at a
+// time, farthest first, by one copy of the code. A caller that knows better passes something else to `transform`.
+struct MendTails {
+  template <class L, int n>
+  static XINIT_HD void mend(typename L::F (&x)[n], typename L::F (&z)[n]) {
+    auto farthest = greatest<L>(x);
+    while (L::any(farthest >= kFirstTail)) {
+      const auto ratio = truncated_tail_ratio<L>(farthest), reach = L::max(farthest, L::splat(kFirstTail));
+      XINIT_UNROLL
+      for (int i = 0; i < n; ++i) {
+        const auto hit = x[i] >= reach;
+        z[i] = L::select(hit, ratio, z[i]);
+        x[i] = L::select(hit, L::splat(0.0f), x[i]);
+      }
+      farthest = greatest<L>(x);
+    }
+  }
+};
+
+template <class L, int n, class Tails>
+XINIT_HD void truncated_samples(const typename L::U (&w)[n], typename L::F (&z)[n], const Distribution& d,
+                                Tails& tails) {
   using F = typename L::F;
   F x[n], t[n];
   XINIT_UNROLL
@@ -158,18 +179,7 @@ XINIT_HD void truncated_samples(const typename L::U (&w)[n], typename L::F (&z)[
     z[i] = polynomial<L>(x[i], 0x1.40d90ap+0f, 0x1.59c2e0p+2f, 0x1.1992f4p+2f, -0x1.c0ddfep+3f, -0x1.6fa086p+4f,
                          0x1.350ebcp+7f, -0x1.0a489cp+8f, 0x1.4be628p+7f);
   }
-  // Few are beyond 3 sigma, so they are mended one at a time, farthest first, by one copy of the code.
-  F farthest = greatest<L>(x);
-  while (L::any(farthest >= kFirstTail)) {
-    const F ratio = truncated_tail_ratio<L>(farthest), reach = L::max(farthest, L::splat(kFirstTail));
-    XINIT_UNROLL
-    for (int i = 0; i < n; ++i) {
-      const auto hit = x[i] >= reach;
-      z[i] = L::select(hit, ratio, z[i]);
-      x[i] = L::select(hit, L::splat(0.0f), x[i]);
-    }
-    farthest = greatest<L>(x);
-  }
+  tails.template mend<L>(x, z);
   XINIT_UNROLL
   for (int i = 0; i < n; ++i) z[i] = z[i] * t[i];
 }
@@ -186,13 +196,14 @@ XINIT_HD typename L::F truncated_tail_sample(typename L::U word, const Distribut
 }
 
 // The values of one or more blocks, before clamping and rounding to the tensor's dtype.
-template <Kind kind, class L, int n>
-XINIT_HD void transform(const typename L::U (&w)[n], typename L::F (&x)[n], const Distribution& d) {
+template <Kind kind, class L, int n, class Tails = MendTails>
+XINIT_HD void transform(const typename L::U (&w)[n], typename L::F (&x)[n], const Distribution& d,
+                        Tails&& tails = Tails()) {
   if constexpr (kind == Kind::kNormal) {
     XINIT_UNROLL
     for (int i = 0; i < n; i += 2) normal_samples<L>(w[i], w[i + 1], x[i], x[i + 1]);
   }
-  if constexpr (kind == Kind::kTruncated) truncated_samples<L>(w, x, d);
+  if constexpr (kind == Kind::kTruncated) truncated_samples<L>(w, x, d, tails);
   XINIT_UNROLL
   for (int i = 0; i < n; ++i) {
     if constexpr (kind == Kind::kUniform || kind == Kind::kUniformClamped) x[i] = uniform_sample<L>(w[i]);

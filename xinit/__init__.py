@@ -22,7 +22,7 @@ from torch.nn.init import (
     zeros_,
 )
 
-from xinit import _C
+from xinit import _C, recipes
 from xinit.accelerate import accelerate
 from xinit.deferred import deferred
 from xinit.distributions import (
@@ -57,12 +57,16 @@ from xinit.init import (
 )
 from xinit.keys import Key
 from xinit.materialize import audit, materialize_
+from xinit.model import fingerprint, init_, plan
+from xinit.plans import Plan, Row
 from xinit.window import Window
 
 __all__ = [
     "Blocks",
     "Distribution",
     "Key",
+    "Plan",
+    "Row",
     "Window",
     "accelerate",
     "audit",
@@ -75,6 +79,8 @@ __all__ = [
     "dirac_",
     "eye_",
     "fill_many_",
+    "fingerprint",
+    "init_",
     "kaiming_normal",
     "kaiming_normal_",
     "kaiming_uniform",
@@ -87,6 +93,8 @@ __all__ = [
     "ones",
     "ones_",
     "orthogonal_",
+    "plan",
+    "recipes",
     "sparse_",
     "trunc_normal",
     "trunc_normal_",

@@ -11,6 +11,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
+#pragma GCC optimize("schedule-insns", "sched-pressure")  // to mix one tile's Philox with another's transform
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -25,6 +26,18 @@ namespace {
 struct Avx2 : VectorLanes {
   static XINIT_HD F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static XINIT_HD bool any(I mask) { return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0; }
+  static XINIT_HD uint32_t at_least(F x, float bound) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_GE_OQ)));
+  }
+  using VectorLanes::to_float;
+  // The halves of x put into the last places of 2^39 and 2^23; what is added to them is taken off exactly, and the sum
+  // of both rounds once.
+  static XINIT_HD F to_float(U x) {
+    const F high = reinterpret_cast<F>(x >> 16 | 0x53000000), two_23 = splat(0x1p23f);
+    const F low =
+        reinterpret_cast<F>(_mm256_blend_epi16(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(two_23), 0xAA));
+    return high - (0x1p39f + 0x1p23f) + low;
+  }
   static XINIT_HD F min(F a, F b) { return _mm256_min_ps(a, b); }
   static XINIT_HD F max(F a, F b) { return _mm256_max_ps(a, b); }
   static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {

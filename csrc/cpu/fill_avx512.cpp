@@ -12,6 +12,7 @@
                              apply_to = function)
 #else
 #pragma GCC push_options
+#pragma GCC optimize("schedule-insns", "sched-pressure")  // to mix one tile's Philox with another's transform
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
@@ -27,6 +28,9 @@ namespace {
 struct Avx512 : VectorLanes {
   static XINIT_HD F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static XINIT_HD bool any(I mask) { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0; }
+  static XINIT_HD uint32_t at_least(F x, float bound) {
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GE_OQ);
+  }
   static XINIT_HD F min(F a, F b) { return _mm512_min_ps(a, b); }
   static XINIT_HD F max(F a, F b) { return _mm512_max_ps(a, b); }
   static XINIT_HD Product<W> multiply(W x, uint32_t multiplier) {

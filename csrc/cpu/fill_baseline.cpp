@@ -34,6 +34,11 @@ struct Baseline : VectorLanes {
   }
 #endif
   static XINIT_HD bool any(I mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
+  static XINIT_HD uint32_t at_least(F x, float bound) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < kLanes; ++i) lanes |= static_cast<uint32_t>(x[i] >= bound) << i;
+    return lanes;
+  }
   static XINIT_HD void interleave(F (&x)[4]) {
     const F rows[4] = {x[0], x[1], x[2], x[3]};
     for (int i = 0; i < 4; ++i) x[i] = F{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};

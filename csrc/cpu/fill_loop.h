@@ -2,12 +2,14 @@
 //   kLanes             floats in a vector, a multiple of four
 //   W, multiply        64-bit lanes of Philox, half as many
 //   merge(even, odd)   words of two W as one U: even lanes from the first, odd lanes from the second
+//   at_least(x, bound) a bit for each lane of x >= bound, the first lane's lowest
 //   interleave(x)      x[j] lane l  ->  x[l % 4] at 4 * (l / 4) + j: transposes each group of four lanes
 //   store(out, x)      float, double, and the 16-bit types, rounded to nearest even
 #pragma once
 
 #include "../fill.h"
 #include "../transforms.h"
+#include "abreast.h"
 
 namespace xinit {
 
@@ -22,6 +24,9 @@ class FillLoop {
   using W = typename L::W;
   using T = typename Element<dtype>::type;
   static constexpr int kBlocks = L::kLanes;
+  // Whether a row's loop makes the words of the next tile while it shapes one: neither fills the pipeline alone. Of a
+  // uniform there is little to shape, and a short row would pay for words that it does not use.
+  static constexpr bool kAhead = kind != Kind::kUniform && kind != Kind::kUniformClamped;
 
  public:
   explicit FillLoop(const Fill& job)
@@ -49,6 +54,8 @@ class FillLoop {
     const uint64_t per_row = static_cast<uint64_t>(window_.units_per_row), run = static_cast<uint64_t>(window_.run);
     uint64_t index = unit % per_row;
     seek(unit / per_row);
+    Note notes[kNotes];
+    int note_count = 0;
     while (unit < end) {
       // The part of the row in its units [index, stop): elements [from, to) of the row, blocks from `block` on.
       const uint64_t stop = index + (end - unit) < per_row ? index + (end - unit) : per_row;
@@ -61,15 +68,27 @@ class FillLoop {
         if (head != 0) block += push(block, from, head, to);
         from = block * 4 - start_;
         W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
+        U next[4];
+        if constexpr (kAhead) words(even, odd, keys, next);
         T* out = out_ + offset_ + static_cast<int64_t>(from);
         for (; from + 4 * kBlocks <= to; from += 4 * kBlocks, block += kBlocks, out += 4 * kBlocks) {
-          F x[4];
-          values(even, odd, keys, d, x);
-          L::interleave(x);
-          store_tile(x, d, out, L::kLanes);
+          if constexpr (!kAhead) words(even, odd, keys, next);
+          const U w[4] = {next[0], next[1], next[2], next[3]};
           even += static_cast<uint64_t>(kBlocks);
           odd += static_cast<uint64_t>(kBlocks);
+          if constexpr (kAhead) words(even, odd, keys, next);
+          F x[4];
+          NoteTails tails;
+          shape(w, d, x, tails);
+          L::interleave(x);
+          store_tile(x, d, out, L::kLanes);
+          if constexpr (kind == Kind::kTruncated) {
+            notes[note_count] = {block, tails.lanes};
+            note_count += tails.lanes != 0;
+            if (note_count == kNotes) mend(notes, note_count);
+          }
         }
+        if (note_count != 0) mend(notes, note_count);
       }
       while (from < to) {
         block += push(block, from, 4 * static_cast<uint64_t>(kBlocks - queued_) - (start_ + from) % 4, to);
@@ -78,6 +97,33 @@ class FillLoop {
       index = 0;
       next_row();
     }
+  }
+
+  // ---- tails of a truncated normal: every sixth tile has one, and a branch to it would be mispredicted as often. So
+  // the tile is filled as if it had none, and the blocks that do are noted, to go through the queue afterwards ----
+
+  struct Note {
+    uint64_t block;  // the tile's first
+    uint32_t lanes;  // those with a tail in them
+  };
+  static constexpr int kNotes = 16;
+
+  struct NoteTails {
+    uint32_t lanes = 0;
+    template <class Wide>
+    XINIT_HD void mend(const typename Wide::F (&x)[1], const typename Wide::F (&)[1]) {
+      lanes = L::at_least(greatest<L>(x[0].v), kFirstTail);
+    }
+  };
+
+  __attribute__((noinline)) void mend(const Note (&notes)[kNotes], int& count) {
+    for (int i = 0; i < count; ++i)
+      for (uint32_t lanes = notes[i].lanes; lanes != 0; lanes &= lanes - 1) {
+        const uint64_t block = notes[i].block + static_cast<uint64_t>(place_of(__builtin_ctz(lanes)));
+        const uint64_t from = block * 4 - start_;
+        push(block, from, 4, from + 4);
+      }
+    count = 0;
   }
 
   // ---- block after block, each through all rows: the rows are nearer to each other in memory than their elements ----
@@ -110,14 +156,35 @@ class FillLoop {
 
   // ---- tiles ----
 
+  // The words of the blocks in even and odd lanes: w[i] holds the i-th of each.
+  XINIT_HD void words(W even, W odd, const Schedule& keys, U (&w)[4]) const {
+    using Two = Abreast<L, 2>;
+    const W zero = even ^ even, low = zero + stream_, high = zero + (stream_ >> 32);
+    typename Two::W c[4] = {{low, low}, {high, high}, {even, odd}, {even >> 32, odd >> 32}};
+    philox4x32_10<Two>(c, keys);
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) w[i] = L::merge(c[i].v[0], c[i].v[1]);
+  }
+
+  // From words to values, all four vectors abreast.
+  template <class Tails>
+  static XINIT_HD void shape(const U (&w)[4], const Distribution& d, F (&x)[4], Tails& tails) {
+    constexpr int n = kind == Kind::kNormal ? 2 : 1;  // words that make a sample together
+    using Wide = Abreast<L, 4 / n>;
+    typename Wide::U words[n];
+    typename Wide::F samples[n];
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) words[i % n].v[i / n] = w[i];
+    transform<kind, Wide>(words, samples, d, tails);
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) x[i] = samples[i % n].v[i / n];
+  }
+
   XINIT_HD void values(W even, W odd, const Schedule& keys, const Distribution& d, F (&x)[4]) const {
-    const W zero = even ^ even;
-    W a[4] = {zero + stream_, zero + (stream_ >> 32), even, even >> 32};
-    W b[4] = {zero + stream_, zero + (stream_ >> 32), odd, odd >> 32};
-    philox4x32_10<L>(a, keys);
-    philox4x32_10<L>(b, keys);
-    const U words[4] = {L::merge(a[0], b[0]), L::merge(a[1], b[1]), L::merge(a[2], b[2]), L::merge(a[3], b[3])};
-    transform<kind, L>(words, x, d);
+    U w[4];
+    words(even, odd, keys, w);
+    MendTails tails;
+    shape(w, d, x, tails);
   }
 
   // Four vectors, `stride` elements from one to the next.
@@ -138,6 +205,7 @@ class FillLoop {
   // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the
   // second.
   static constexpr int lane_of(int place) { return 4 * (place % (kBlocks / 4)) + place / (kBlocks / 4); }
+  static constexpr int place_of(int lane) { return kBlocks / 4 * (lane % 4) + lane / 4; }  // its inverse
 
   static XINIT_HD W lane_blocks(int odd) {
     W blocks = {};
