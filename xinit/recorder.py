@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain
+from xinit.distributions import Distribution
 from xinit.keys import Key
 from xinit.record import Data, Node, Ref, Store, distribution, known, ref, store_of
 from xinit.replay import needed, replay
@@ -162,10 +163,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.settle(store)
         returns = func._schema.returns
         view = ref(target, store)
-        twin = (
-            target if target.is_meta else torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
-        )
-        func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # checks the arguments
+        if drawn is None or not _sound(drawn):
+            twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
+            func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # or its own error
         if store.deferred:
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
         rest = args[1:]
@@ -315,6 +315,14 @@ def _real(leaf: Ref | Data) -> Tensor:
     storage = leaf.store.storage(meta=False)
     assert storage is not None  # as whoever waits for its values holds it
     return leaf.of(storage)
+
+
+def _sound(what: Distribution) -> bool:
+    """Whether the parameters are such that no operator refuses them."""
+    a, b = (*what.parameters, 0.0)[:2]
+    if not max(map(abs, what.parameters)) < 6e4:
+        return False
+    return what.name == "constant" or (what.name == "normal" and b >= 0) or (what.name == "uniform" and a <= b)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
