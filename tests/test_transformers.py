@@ -105,8 +105,8 @@ def test_deferred_agrees_with_the_constructor(model):
         ours = construct()
     assert {parameter.device.type for parameter in ours.parameters()} == {"meta"}
     assert all(torch.equal(*pair) for pair in zip(ours.buffers(), references(model)[0].buffers(), strict=True))
-    assert [row[0] for row in plan.rows] == [name for name, _ in ours.named_parameters()]
-    assert [name for name, _ in xinit.audit(ours)] == [row[0] for row in plan.rows]
+    assert [row.name for row in plan.rows] == [name for name, _ in ours.named_parameters()]
+    assert [name for name, _ in xinit.audit(ours)] == [row.name for row in plan.rows]
     xinit.materialize_(ours, key=KEY)
     assert not xinit.audit(ours)
     agree(ours, references(model))

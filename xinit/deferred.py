@@ -15,6 +15,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
+from xinit.plans import Plan, Row, describe
 from xinit.record import Record, Ref, known, now, on_meta, purge, ref, store_of, without_memory
 from xinit.recorder import Recorder
 from xinit.simplify import fills
@@ -130,46 +131,47 @@ def _on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> Non
         modules.parents[submodule] = weakref.ref(module), name
 
 
-class Plan:
-    """What a :func:`deferred` context has recorded; printed, a table of the parameters and what they will be drawn from."""
+class Recorded:
+    """What a :func:`deferred` context has recorded so far; printed, the table of :class:`xinit.Plan`."""
 
     def __init__(self, modules: Modules) -> None:
         self._modules = modules
 
     @property
-    def rows(self) -> list[tuple[str, tuple[int, ...], torch.dtype, str]]:
-        """Name, shape, dtype and what is done, of every parameter that is still without memory."""
+    def rows(self) -> tuple[Row, ...]:
+        """What is to be done to every parameter that is still without memory."""
         rows = []
         roots = self._modules.roots()
         for root in roots:
             for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
-                if tensor.is_meta and (store := store_of(tensor)):
-                    rows.append((name, tuple(tensor.shape), tensor.dtype, _describe(ref(tensor, store))))
-        return rows
+                if tensor.device.type == "meta" and (store := store_of(tensor)):
+                    method, std = _described(ref(tensor, store))
+                    rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
+        return tuple(rows)
 
     def __str__(self) -> str:
-        cells = [(name, "x".join(map(str, shape)), str(dtype)[6:], what) for name, shape, dtype, what in self.rows]
-        table = [("name", "shape", "dtype", "what"), *cells]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        return str(Plan(self.rows))
+
+    def folded(self) -> str:
+        """The table with one line for the rows that differ only by the numbers in their names."""
+        return Plan(self.rows).folded()
 
 
-def _describe(whole: Ref) -> str:
-    """What will be drawn, or which operators will be done again."""
+def _described(whole: Ref) -> tuple[str, float | None]:
+    """What will be drawn and its standard deviation, or which operators will be done again."""
     drawn = fills(whole.store, now())
     if drawn is None:
         names = [node.func.overloadpacket.__name__ for node in whole.store.until(now())]
-        return ", then ".join(f"{name} x{n}" if (n := len([*group])) > 1 else name for name, group in groupby(names))
-    words = []
-    for view, what in drawn[0]:
-        numbers = ", ".join(f"{value:.6g}" for value in what.parameters)
-        part = "" if view.numel == whole.numel else f" in {view.numel} elements"
-        words.append(f"{what.name}({numbers}){part}")
-    return ", then ".join(words) or "never written"
+        groups = [(name, len([*group])) for name, group in groupby(names)]
+        return "again: " + ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups), None
+    words = [
+        describe(what) + ("" if view.numel == whole.numel else f" in {view.numel} elements") for view, what in drawn[0]
+    ]
+    return (", ".join(words), drawn[0][0][1].std) if words else ("never written", None)
 
 
 @contextmanager
-def deferred() -> Iterator[Plan]:
+def deferred() -> Iterator[Recorded]:
     """Within it, modules are built without the memory of their parameters, which :func:`materialize_` draws later.
 
     Parameters that this thread gives to modules come out on the meta device, whatever they were made of; shapes, dtypes, ties
@@ -189,8 +191,10 @@ def deferred() -> Iterator[Plan]:
         >>> with xinit.deferred() as plan:
         ...     model = torch.nn.Embedding(1000, 64, padding_idx=0)
         >>> print(plan)
-        name    shape    dtype    what
-        weight  1000x64  float32  normal(0, 1), then constant(0) in 64 elements
+        name    shape       dtype    method                        std
+        weight  (1000, 64)  float32  normal, zeros in 64 elements  1
+        <BLANKLINE>
+        1 parameter, 64,000 elements, 250.0 KiB
         >>> model = xinit.materialize_(model, key=xinit.Key(0))
         >>> weight = xinit.normal_(torch.empty(1000, 64), key=xinit.Key(0).fold_in("weight"))
         >>> torch.equal(model.weight[1:], weight[1:]), model.weight[0].any().item()
@@ -198,7 +202,7 @@ def deferred() -> Iterator[Plan]:
     """
     global _users
     if modules := getattr(_thread, "modules", None):
-        yield Plan(modules)
+        yield Recorded(modules)
         return
     recorder = Recorder()
     modules = Modules(recorder)
@@ -216,7 +220,7 @@ def deferred() -> Iterator[Plan]:
             stack.enter_context(truncated_normal_in_one_operator())
             stack.enter_context(_Memory(recorder))
             stack.enter_context(recorder)
-            yield Plan(modules)
+            yield Recorded(modules)
     finally:
         _thread.modules = None
         with _lock:
