@@ -1,6 +1,7 @@
 """Models built within deferred() and drawn by materialize_(), against their own constructors and against the keys' own bits."""
 
 import copy
+import pickle
 import threading
 from functools import partial
 from math import erf, sqrt
@@ -611,6 +612,15 @@ def test_a_question_is_answered_and_the_answer_checked():
     finally:
         del nn.Parameter.item_is_positive
     assert outcomes == {"drawn", "refused"}
+
+
+def test_pickling_is_refused():
+    with xinit.deferred():
+        model = nn.Linear(3, 4)
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        pickle.dumps(model)
+    xinit.materialize_(model, key=KEY)
+    assert torch.equal(pickle.loads(pickle.dumps(model)).weight, model.weight)
 
 
 def refused(model, match, **options):

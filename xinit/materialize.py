@@ -194,7 +194,7 @@ def _recorded_since(target: _Target) -> bool:
 
 def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: bool) -> list[Tensor]:
     """The values of all targets, in their order: fills in one batch, and everything else done again."""
-    again: list[_Target] = []
+    replayed: set[_Target] = set()
     nodes: dict[Node, None] = {}
     keys: dict[Node, tuple[Key, Ref | None]] = {}
     owned = Counter(target.store for target in targets)
@@ -204,19 +204,20 @@ def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: boo
     while True:
         # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
         read = {ref.store for node in nodes for ref in node.refs}
+        shared = owned.keys() | read
         rest = [
             target
             for target in targets
-            if target not in again
-            and (target not in simple or target.store in read or simple[target][1] & (owned.keys() | read))
+            if target not in replayed
+            and (target not in simple or target.store in read or not shared.isdisjoint(simple[target][1]))
         ]
         if not rest:
             break
+        replayed.update(rest)
         for target in rest:
-            again.append(target)
             nodes |= dict.fromkeys(needed(target.store, target.record.time))
-    again.sort(key=targets.index)
-    writes = {target: simple[target][0] for target in targets if target not in again}
+    again = [target for target in targets if target in replayed]
+    writes = {target: simple[target][0] for target in targets if target not in replayed}
 
     # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
     own = {

@@ -186,6 +186,11 @@ class Store:
     def __deepcopy__(self, memo: dict[int, Any]) -> Store:
         return self  # history does not change by being copied
 
+    def __reduce__(self) -> str:
+        raise RuntimeError(
+            "deferred: a model that is not materialized yet cannot be pickled; its code can build it again"
+        )
+
 
 # By the storage's address, which cannot be used anew as long as there is a weak reference to it.
 _stores: dict[int, tuple[StorageWeakRef, Store]] = {}
