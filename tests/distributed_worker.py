@@ -6,6 +6,7 @@ writes FOLDER/WORLD.json, from each case's name to nothing, or to what went wron
 """
 
 import json
+import operator
 import os
 import sys
 import traceback
@@ -30,10 +31,9 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.multiprocessing.spawn import ProcessRaisedException
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import xinit
-from xinit import Key
+from xinit import Key, writes
 
 KEY = Key(2024).fold_in("sharded")
 CASES = {}
@@ -204,31 +204,47 @@ def on_meta(kind):
         return MODELS[kind][0]()
 
 
+def deferred(kind):
+    with xinit.deferred():
+        return MODELS[kind][0]()
+
+
 def locals_of(model):
     return [p._local_tensor if isinstance(p, DTensor) else p for p in model.parameters()]
 
 
-class Filled(TorchDispatchMode):
-    """Counts the elements that xinit's operators fill."""
+class Watched:
+    """Counts the collectives of the process groups themselves and of what CommDebugMode sees, and the elements filled at once."""
 
-    elements = 0
+    def __enter__(self):
+        self.mode, self.elements, self.fill = CommDebugMode(), 0, writes.fill_many_
+        writes.fill_many_ = self.count
+        self.mode.__enter__()
+        self.before = self.done()
+        return self
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "xinit" and func._schema.is_mutable:
-            tensors = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
-            self.elements += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
-        return func(*args, **(kwargs or {}))
+    def __exit__(self, *error):
+        self.collectives = max(self.done() - self.before, self.mode.get_total_counts())
+        self.mode.__exit__(*error)
+        writes.fill_many_ = self.fill
+
+    def done(self):
+        return sum(group._get_sequence_number_for_group() for group in dist.distributed_c10d._world.pg_map)
+
+    def count(self, tensors, *rest):
+        self.elements += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+        self.fill(tensors, *rest)
 
 
 def init_quietly(model, kind):
     """Initialised without a collective, each element that this rank holds once, but for the embedding's row of padding."""
     for local in locals_of(model):
         local.detach().fill_(float("nan"))
-    with CommDebugMode() as comms, Filled() as filled:
+    with Watched() as watched:
         xinit.init_(model, MODELS[kind][1], KEY)
-    assert comms.get_total_counts() == 0, comms.get_comm_counts()
+    assert watched.collectives == 0
     held = sum(local.numel() for local in locals_of(model))
-    assert held <= filled.elements <= held + (0 if kind == "conv" else 24), (filled.elements, held)
+    assert held <= watched.elements <= held + (0 if kind == "conv" else 24), (watched.elements, held)
     return model
 
 
@@ -305,9 +321,9 @@ def every_function(world):
                 sharded = distribute_tensor(torch.zeros(shape, dtype=dtype), mesh, where, src_data_rank=None)
                 sharded.requires_grad_()
                 before, local = sharded._version, sharded._local_tensor._version
-                with CommDebugMode() as comms:
+                with Watched() as watched:
                     assert fill(sharded, key=KEY) is sharded
-                assert comms.get_total_counts() == 0
+                assert watched.collectives == 0
                 assert sharded._version > before
                 assert sharded._local_tensor._version > local or not sharded._local_tensor.numel()
                 assert same(sharded.detach().full_tensor(), whole), (name, shape, where)
@@ -407,9 +423,9 @@ def pipeline(world):
         model.tok_embeddings = None
     by_fsdp(model, mesh["dp"]).to_empty(device="cpu")
     recipe = {pattern: what for pattern, what in LLAMA.items()}
-    with CommDebugMode() as comms:
+    with Watched() as watched:
         xinit.init_(model, recipe, KEY)
-    assert comms.get_total_counts() == 0
+    assert watched.collectives == 0
     whole = plain("uneven")
     assert_equal_models(model, whole)
     assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
@@ -446,10 +462,83 @@ def checkpoints_loaded(world):
         assert all(map(same, locals_of(model), locals_of(fresh)))
 
 
+class Orthogonal(nn.Module):
+    """What only the whole tells: an orthogonal matrix, and one that is normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.square, self.wide = nn.Linear(9, 9), nn.Linear(14, 5, bias=False)
+        nn.init.orthogonal_(self.square.weight)
+        with torch.no_grad():
+            self.wide.weight.div_(self.wide.weight.norm())
+
+    def forward(self, x):
+        return self.wide(F.pad(self.square(x), (0, 5)))
+
+
+MODELS["orthogonal"] = Orthogonal, None
+
+
+@case(1, 2, 3, 4, layout="fsdp", kind="uneven")
+@case(3, 4, layout="fsdp", kind="conv")
+@case(2, 4, layout="tp", kind="uneven")
+@case(4, layout="fsdp+tp", kind="llama")
+@case(4, layout="hsdp", kind="uneven")
+@case(3, layout="whole", kind="orthogonal")
+def deferred_then_sharded(world, layout, kind):
+    whole = xinit.materialize_(deferred(kind), key=KEY)
+    mesh = mesh_for(layout, world)
+    model = deferred(kind)
+    model = fully_shard(model, mesh=mesh) if layout == "whole" else LAYOUTS[layout](model, mesh)
+    parameters = list(model.parameters())
+    frozen = parameters[1].requires_grad_(False)
+    frozen.told = "something"
+    assert all(parameter.is_meta for parameter in parameters)
+    with Watched() as watched:
+        assert xinit.materialize_(model, "cpu", KEY) is model
+    assert watched.collectives == 0
+    assert all(map(operator.is_, parameters, model.parameters()))
+    assert frozen.told == "something"
+    assert [parameter.requires_grad for parameter in parameters] == [p is not frozen for p in parameters]
+    if kind != "orthogonal":
+        held = sum(local.numel() for local in locals_of(model))
+        assert held - 100 < watched.elements <= held + 24, (watched.elements, held)
+    frozen.requires_grad_()
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+    assert not xinit.audit(model)
+    if kind in ("llama", "conv") or layout == "fsdp":
+        assert_close(losses(model, kind), losses(whole, kind))
+
+
+@case(2)
+def deferred_keys(world):
+    def sharded():
+        return by_fsdp(deferred("llama"), mesh_for("fsdp", world))
+
+    model = sharded()
+    with Watched() as watched, raises(ValueError, "materialize_: the ranks have different keys"):
+        xinit.materialize_(model, "cpu", KEY.fold_in(dist.get_rank()), check=True)
+    assert watched.collectives == 1
+    assert all(parameter.is_meta for parameter in model.parameters())
+    xinit.materialize_(model, "cpu", KEY, check=True)
+    torch.manual_seed(7)
+    by_seed = xinit.materialize_(sharded())
+    torch.manual_seed(7)
+    assert_equal_models(by_seed, xinit.materialize_(deferred("llama")))
+    with raises(RuntimeError, "layers.0.wq.weight", "meta"):
+        xinit.materialize_(by_fsdp(on_meta("llama"), mesh_for("fsdp", world)))
+
+
 @case(2)
 def offloaded(world):
     mesh = mesh_for("fsdp", world)
     policy = CPUOffloadPolicy(pin_memory=False)
+    model = by_fsdp(deferred("llama"), mesh, offload_policy=policy)
+    xinit.materialize_(model, "cpu", KEY)
+    whole = xinit.materialize_(deferred("llama"), key=KEY)
+    assert_equal_models(model, whole)
+    assert_close(losses(model, "llama"), losses(whole, "llama"))
     model = by_fsdp(on_meta("llama"), mesh, offload_policy=policy).to_empty(device="cpu")
     init_quietly(model, "llama")
     whole = plain("llama")
@@ -465,9 +554,9 @@ def keys_compared(world):
         with raises(ValueError, "init_: the ranks have different keys", f"rank {dist.get_rank()} has", "Nothing"):
             xinit.init_(model, LLAMA, key, check=True)
     assert all(map(same, before, locals_of(model)))
-    with CommDebugMode() as comms:
+    with Watched() as watched:
         xinit.init_(model, LLAMA, KEY, check=True)
-    assert sum(comms.get_comm_counts().values()) == 1
+    assert watched.collectives == 1
     assert_equal_models(model, plain("llama"))
     with raises(ValueError, "different keys"):
         xinit.init_(Conv(), "torch", KEY.fold_in(dist.get_rank()), check=True)

@@ -194,6 +194,21 @@ def local_of(tensor: Any, name: str) -> tuple[Tensor, list[Box]]:
     return local, _boxes(runs)
 
 
+def with_memory(tensor: Any, device: torch.device) -> Tensor:
+    """A sharded tensor like this one, which may be on the meta device, whose local tensor has memory on that device."""
+    local = torch.empty_like(tensor._local_tensor, device=device)
+    whole = {"shape": tensor.shape, "stride": tensor.stride()}
+    like: Tensor = type(tensor).from_local(local, tensor.device_mesh, tensor.placements, run_check=False, **whole)
+    return like
+
+
+def cut(whole: Tensor, tensor: Any) -> None:
+    """Copy what is the rank's of a whole tensor to a sharded one."""
+    local, boxes = local_of(tensor, "tensor")
+    for box in boxes:
+        view(local, box.local, box.shape).copy_(view(whole, box.offsets, box.shape))
+
+
 def _check_mesh(mesh: Any) -> None:
     if mesh.get_coordinate() is None:
         raise ValueError(f"rank {mesh.get_rank()} is outside the mesh of the ranks {mesh.mesh.flatten().tolist()}")
