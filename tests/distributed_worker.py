@@ -511,6 +511,33 @@ def deferred_then_sharded(world, layout, kind):
         assert_close(losses(model, kind), losses(whole, kind))
 
 
+def resident(what):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if what in line)
+
+
+@case(4)
+def memory(world):
+    """Beyond its shards, 64 MiB of 256, a rank needs no twentieth of them."""
+    if not Path("/proc/self/clear_refs").exists():
+        return
+    shard = 64 * 1024
+    with xinit.deferred():
+        model = nn.Sequential(*(nn.Linear(2048, 4096, bias=False) for _ in range(8)))
+    others = nn.Sequential(*(nn.Linear(2048, 4096, bias=False, device="meta") for _ in range(8)))
+    for each in model, others:
+        for layer in each:
+            fully_shard(layer, mesh=mesh_for("fsdp", world))
+        fully_shard(each, mesh=mesh_for("fsdp", world))
+    for fill in (
+        lambda: xinit.materialize_(model, "cpu", KEY),
+        lambda: xinit.init_(others.to_empty(device="cpu"), "torch", KEY),
+    ):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        before = resident("VmRSS")
+        fill()
+        assert shard <= resident("VmHWM") - before + 1024 <= 1.05 * shard, (before, resident("VmHWM"))
+
+
 @case(2)
 def deferred_keys(world):
     def sharded():
@@ -528,6 +555,10 @@ def deferred_keys(world):
     assert_equal_models(by_seed, xinit.materialize_(deferred("llama")))
     with raises(RuntimeError, "layers.0.wq.weight", "meta"):
         xinit.materialize_(by_fsdp(on_meta("llama"), mesh_for("fsdp", world)))
+    with xinit.deferred():
+        inside = by_fsdp(Conv(), mesh_for("fsdp", world))
+    with raises(RuntimeError, "first.weight", "shard a model after the context"):
+        xinit.materialize_(inside)
 
 
 @case(2)

@@ -173,8 +173,10 @@ def _materialize_(
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     if unknown:
+        sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
         raise RuntimeError(
-            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()?"
+            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()"
+            f"{', or sharded within it: shard a model after the context' if sharded else ''}?"
         )
     if not targets:
         raise RuntimeError(
