@@ -375,6 +375,27 @@ def memory(world):
 
 
 @case(2)
+def tied_and_in_bfloat16(world):
+    def build():
+        model = MODELS["uneven"][0]()
+        model.output.weight = model.tok_embeddings.weight
+        return model.bfloat16()
+
+    with xinit.deferred():
+        model, whole = build(), build()
+    by_fsdp(model, mesh_for("fsdp", world))
+    xinit.materialize_(model, "cpu", KEY)
+    xinit.materialize_(whole, "cpu", KEY)
+    for _ in range(2):
+        assert model.output.weight is model.tok_embeddings.weight
+        assert model.output.weight.dtype == torch.bfloat16
+        assert_equal_models(model, whole)
+        assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+        for each in model, whole:
+            xinit.init_(each, LLAMA, KEY)
+
+
+@case(2)
 def deferred_keys(world):
     def sharded():
         return by_fsdp(deferred("llama"), mesh_for("fsdp", world))

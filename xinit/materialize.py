@@ -200,7 +200,6 @@ def _materialize_(
         tensor: Any = target.tensor
         if is_sharded(tensor):
             tensor._local_tensor = value._local_tensor  # type: ignore[attr-defined]
-            value = nn.Parameter(value, tensor.requires_grad)
         elif isinstance(tensor, nn.Parameter):
             value = Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
         torch._C._swap_tensor_impl(tensor, value)
