@@ -89,6 +89,7 @@ def ways(name, dtype):
         with torch.device("meta"):
             model = plain()
         model.to_empty(device="cpu")
+        model.tie_weights()  # to_empty unties
         return xinit.init_(model, recipe, KEY)
 
     def floor():
