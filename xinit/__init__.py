@@ -22,7 +22,7 @@ from torch.nn.init import (
     zeros_,
 )
 
-from xinit import _C
+from xinit import _C, recipes
 from xinit.distributions import (
     Blocks,
     Distribution,
@@ -54,12 +54,16 @@ from xinit.init import (
     xavier_uniform_,
 )
 from xinit.keys import Key
+from xinit.model import fingerprint, init_, plan
+from xinit.plans import Plan, Row
 from xinit.window import Window
 
 __all__ = [
     "Blocks",
     "Distribution",
     "Key",
+    "Plan",
+    "Row",
     "Window",
     "blocks",
     "build_info",
@@ -69,6 +73,8 @@ __all__ = [
     "dirac_",
     "eye_",
     "fill_many_",
+    "fingerprint",
+    "init_",
     "kaiming_normal",
     "kaiming_normal_",
     "kaiming_uniform",
@@ -80,6 +86,8 @@ __all__ = [
     "ones",
     "ones_",
     "orthogonal_",
+    "plan",
+    "recipes",
     "sparse_",
     "trunc_normal",
     "trunc_normal_",

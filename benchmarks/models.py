@@ -1,0 +1,245 @@
+"""How long does it take to build a whole model with its weights, and how much memory, beside its plain constructor?
+
+    python benchmarks/models.py [--save] [--models llama-0.5b,gpt2] [--dtypes float32,bfloat16] [--check]
+
+The plain constructor, the same within xinit.accelerate(), within xinit.deferred() and then materialised, and initialised by a
+recipe into empty memory. Memory is cold: it goes back to the kernel between runs, so that each first touches its pages, and so
+does the yardstick, which fills tensors of the parameters' sizes with a constant. The peak is that of the process above where it
+stood before, over the parameters' bytes. The weights are checked before anything is timed. The models are transformers', from
+their configurations. On a GPU (--device cuda), what is timed is materialising alone, against fill_ of the same bytes there.
+"""
+
+import argparse
+import ctypes
+import gc
+import math
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import timing
+import torch
+
+import xinit
+
+ROUNDS = 5
+KEY = xinit.Key(0)
+# From the issue of speed, of which the figures in the README speak: how many times faster than the plain constructor.
+FLOORS = {
+    ("llama-0.5b", "float32"): {"deferred": 5, "accelerate": 3},
+    ("llama-0.5b", "bfloat16"): {"deferred": 6, "accelerate": 3},
+    ("gpt2", "float32"): {"deferred": 5},
+}
+MOST_MEMORY = 1.05  # of the parameters' bytes
+
+
+def llama(hidden, intermediate, layers, heads, kv_heads, vocabulary):
+    import transformers
+
+    return transformers.LlamaForCausalLM, transformers.LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+    )
+
+
+def gpt2():
+    import transformers
+
+    return transformers.GPT2LMHeadModel, transformers.GPT2Config()
+
+
+MODELS = {  # class and configuration, and the recipe of the same weights
+    "llama-0.5b": (lambda: llama(2048, 5632, 8, 16, 4, 32000), "llama"),
+    "gpt2": (gpt2, "gpt2"),
+    "llama-8b": (lambda: llama(4096, 14336, 32, 32, 8, 128256), "llama"),
+}
+
+
+def ways(name, dtype):
+    """{way: a function that builds the model}."""
+    make, recipe = MODELS[name]
+    cls, config = make()
+    config.dtype = dtype
+
+    def plain():
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return cls(config)
+        finally:
+            torch.set_default_dtype(previous)
+
+    def accelerated():
+        with xinit.accelerate():
+            return plain()
+
+    def deferred(device="cpu"):
+        with xinit.deferred():
+            model = plain()
+        return xinit.materialize_(model, device, KEY)
+
+    def by_recipe():
+        with torch.device("meta"):
+            model = plain()
+        model.to_empty(device="cpu")
+        return xinit.init_(model, recipe, KEY)
+
+    def floor():
+        with torch.device("meta"):
+            model = plain()
+        return [torch.empty_like(p, device="cpu").fill_(0.5) for p in model.parameters()]
+
+    return {"plain": plain, "accelerate": accelerated, "deferred": deferred, "init_": by_recipe, "fill_": floor}
+
+
+def check(build):
+    """That every way but the floor gives the plain constructor's distributions: each parameter's mean and std, in standard errors."""
+    eager = {n: (p.float().mean().item(), p.float().std().item()) for n, p in build["plain"]().named_parameters()}
+    for way in ("accelerate", "deferred", "init_"):
+        for name, parameter in build[way]().named_parameters():
+            mean, std = eager[name]
+            found, n = parameter.detach().float(), parameter.numel()
+            if std == 0:
+                assert torch.equal(found, torch.full_like(found, mean)), f"{way}: {name} is not {mean}"
+                continue
+            # Both samples err: sqrt 2 standard errors of one, and the kurtosis of no distribution here is above the normal's.
+            assert abs(found.mean().item() - mean) < 5 * std * math.sqrt(2 / n), f"{way}: mean of {name}"
+            assert abs(found.std().item() / std - 1) < 5 / math.sqrt(n) + 1e-3, f"{way}: std of {name}"
+
+
+def trim():
+    """Gives freed memory back to the kernel."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def status(field):
+    """Bytes, of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def run(build):
+    """Seconds, and bytes at the peak above what there was before, of one cold build."""
+    trim()
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    before, begin = status("VmRSS"), time.perf_counter()
+    model = build()
+    elapsed, peak = time.perf_counter() - begin, status("VmHWM") - before
+    del model
+    return elapsed, peak
+
+
+def measure(name, dtype, rounds):
+    """One record."""
+    build = ways(name, getattr(torch, dtype))
+    check(build)
+    bystanders = timing.Bystanders()
+    runs = {way: [] for way in build}
+    for r in range(rounds):
+        order = list(build)
+        for way in order[r % len(order) :] + order[: r % len(order)]:
+            runs[way].append(run(build[way]))
+    with torch.device("meta"):
+        parameters = list(build["plain"]().parameters())
+    return {
+        "model": name,
+        "dtype": dtype,
+        "parameters": sum(p.numel() for p in parameters),
+        "tensors": len(parameters),
+        "bytes": sum(p.nbytes for p in parameters),
+        "seconds": {way: median(s for s, _ in results) for way, results in runs.items()},
+        "peak": {way: median(p for _, p in results) for way, results in runs.items()},
+        "runs": rounds,
+        "others": round(bystanders.share(), 3),
+    }
+
+
+def print_table(record):
+    print(
+        f"\n{record['model']} {record['dtype']}: {record['parameters'] / 1e6:.0f} M parameters in {record['tensors']} tensors,"
+        f" {record['bytes'] / 2**20:.0f} MiB; {record['others']:.0%} of the machine taken by others"
+    )
+    row = "{:<12} {:>9} {:>16} {:>10} {:>22}".format
+    print(row("", "seconds", "M parameters/s", "times plain", "peak / parameters"))
+    seconds = record["seconds"]
+    for way, took in seconds.items():
+        cells = [f"{took:.3f}", f"{record['parameters'] / took / 1e6:.0f}", f"{seconds['plain'] / took:.2f}"]
+        print(row(way, *cells, f"{record['peak'][way] / record['bytes']:.3f}"))
+
+
+def failures(record):
+    seconds, peak = record["seconds"], record["peak"]
+    for way, floor in FLOORS.get((record["model"], record["dtype"]), {}).items():
+        times = seconds["plain"] / seconds[way]
+        if times < floor:
+            yield f"{record['model']} {record['dtype']}: {way} is {times:.2f} times as fast as plain, floor {floor}"
+    if peak["deferred"] > MOST_MEMORY * record["bytes"]:
+        yield f"{record['model']} {record['dtype']}: peak of deferred is {peak['deferred'] / record['bytes']:.3f}"
+
+
+def measure_gpu(name, dtype, rounds):
+    """Materialising on a GPU, against fill_ of the same bytes."""
+    cls, config = MODELS[name][0]()
+    config.dtype = getattr(torch, dtype)
+    took = []
+    for _ in range(rounds):
+        with xinit.deferred():
+            model = cls(config)
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        xinit.materialize_(model, "cuda", KEY)
+        torch.cuda.synchronize()
+        took.append(time.perf_counter() - begin)
+        total = sum(p.numel() for p in model.parameters())
+        del model
+    flat = torch.empty(total, dtype=config.dtype, device="cuda")
+    timed = timing.interleaved({"fill_": lambda: flat.fill_(0.5), "normal_": lambda: xinit.normal_(flat, key=KEY)}, "cuda")
+    fill = timed["fill_"]["median"]
+    record = {"model": name, "dtype": dtype, "parameters": total, "runs": took, "seconds": median(took)}
+    record |= {"fill_": fill, "normal_": timed["normal_"]["median"]}
+    print(f"{name} {dtype}: {median(took):.4f} s, {median(took) / fill:.2f} of fill_, normal_ {record['normal_'] / fill:.2f}")
+    return record
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="llama-0.5b,gpt2")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a floor is missed")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/models.json")
+    args = parser.parse_args()
+    # Large blocks straight from the kernel, always: the C library would learn to keep them.
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    warnings.filterwarnings("ignore", category=UserWarning)
+    machine = timing.machine((args.device,))
+    print(timing.describe(machine, args.device))
+    records, broken = [], []
+    for name in args.models.split(","):
+        for dtype in args.dtypes.split(","):
+            if args.device != "cpu":
+                records.append(measure_gpu(name, dtype, args.rounds))
+                continue
+            records.append(measure(name, dtype, args.rounds))
+            print_table(records[-1])
+            broken += failures(records[-1])
+    if args.save:
+        suffix = "" if args.device == "cpu" else "_" + args.device
+        timing.write({"machine": machine, "models": records}, timing.RESULTS / f"models{suffix}.json")
+    print(*broken, sep="\n")
+    return bool(args.check and broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

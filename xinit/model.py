@@ -1,0 +1,272 @@
+"""Whole models: every parameter from the key of its name, by a recipe; and what that gives, as a plan and as a fingerprint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from xinit.distributions import Blocks, Distribution, zeros
+from xinit.keys import Key
+from xinit.plans import Plan, Row, describe
+from xinit.recipes import Recipe, rules_of
+from xinit.sites import Patterns, Site, predicate, selected, sites_of, some
+from xinit.writes import Write, fill_writes_, writes_of
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(slots=True)
+class Step:
+    """What is to be done to one parameter, or why nothing can be."""
+
+    site: Site
+    what: Distribution | Blocks | None = None
+    writes: Sequence[Write] = ()
+    problem: str = ""
+
+    def row(self) -> Row:
+        site, method, std = self.site, "", None
+        if self.what is not None and self.writes:
+            drawn = self.writes[:-1] if site.padding is not None else self.writes
+            sizes, stds = [math.prod(write.shape) for write in drawn], [write.distribution.std for write in drawn]
+            squares = sum(size * std * std for size, std in zip(sizes, stds, strict=True))
+            std = stds[0] if len(set(stds)) == 1 else math.sqrt(squares / sum(sizes))
+            method = describe(self.what) + (f", row {site.padding} zero" if site.padding is not None else "")
+        return Row(site.name, tuple(site.parameter.shape), site.parameter.dtype, method, std, site.tied, self.problem)
+
+
+class Rulebook:
+    """A recipe's patterns and values for one model."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, op: str) -> None:
+        self.op = op
+        self.rules = [(predicate(p, op), value, p) for p, value in rules_of(recipe, model, op)]
+        self.unused: dict[object, str] = {pattern: pattern for _, _, pattern in self.rules if isinstance(pattern, str)}
+
+    def what(self, site: Site) -> Distribution | Blocks | None:
+        """What the first pattern that matches says; None if there is none."""
+        where = site.name, site.parameter, site.module
+        for matches, value, pattern in self.rules:
+            if matches(*where):
+                self.unused.pop(pattern, None)
+                what = value if isinstance(value, Distribution | Blocks) or not callable(value) else value(*where)
+                if isinstance(what, Distribution | Blocks):
+                    return what
+                if what is not None or what is value:
+                    raise TypeError(
+                        f"{self.op}: a recipe must give a distribution, blocks, or a function of (name, parameter, module) "
+                        f"that gives one, but for {site.name} it gives {what!r}"
+                    )
+        return None
+
+    def step(self, site: Site, key: Key) -> Step:
+        step = Step(site)
+        try:
+            step.what = self.what(site)
+            if step.what is not None:
+                step.writes = _writes(site, step.what, key)
+            else:
+                step.problem = f"no pattern matches it; it belongs to a {type(site.module).__name__}"
+        except ValueError as error:
+            step.problem = str(error)
+        return step
+
+
+def _writes(site: Site, what: Distribution | Blocks, key: Key) -> list[Write]:
+    shape = tuple(site.parameter.shape)
+    writes = writes_of(site.name, shape, what, key)
+    if site.padding is not None and 0 not in shape:
+        writes.append(Write(zeros(), key.fold_in(site.name), (site.padding, 0), (1, shape[1])))
+    return writes
+
+
+def _check_memory(op: str, sites: Iterable[Site]) -> None:
+    """Whether all of them are there to be written to and read from."""
+    meta, empty, owners = [], [], dict[tuple[torch.device, int], str]()
+    for site in sites:
+        name, parameter = site.name, site.parameter
+        if parameter.is_meta:
+            meta.append(name)
+        elif is_traceable_wrapper_subclass(parameter):
+            kind = type(parameter).__name__
+            raise NotImplementedError(
+                f"{op}: parameter {name} is a {kind}; supported are plain tensors, before they are wrapped"
+            )
+        elif parameter.layout is not torch.strided:
+            raise NotImplementedError(
+                f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"
+            )
+        elif parameter.dtype not in _DTYPES:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
+        elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
+            empty.append(name)
+        else:
+            owner = owners.setdefault((parameter.device, parameter.data_ptr()), name)
+            if owner is not name:
+                raise ValueError(
+                    f"{op}: {owner} and {name} are two parameters, but share their memory: tie them, or clone one"
+                )
+    if meta:
+        raise RuntimeError(
+            f"{op}: {some(meta)} on the meta device, without memory: call model.to_empty(device=...) first, or use "
+            f"xinit.deferred and xinit.materialize_"
+        )
+    if empty:
+        raise RuntimeError(
+            f"{op}: {some(empty)} without elements: has a sharding wrapper released the memory? Initialise the model before "
+            f"it is wrapped, or skip= them"
+        )
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def init_(
+    model: Model,
+    recipe: Recipe,
+    key: Key,
+    *,
+    only: Patterns | None = None,
+    skip: Patterns | None = None,
+    progress: bool = False,
+) -> Model:
+    """Fill every parameter of a model, each from the key of its name, in one batch.
+
+    A parameter's values are a pure function of key, name and shape, and of what the recipe says: other parameters, their
+    order, the device and wrappers such as DataParallel or torch.compile do not matter. A tied parameter is drawn once, under
+    its first name. Buffers stay as they are. Everything is checked before anything changes.
+
+    Args:
+        model: with real parameters, on any devices; of dtype float32, float64, float16 or bfloat16.
+        recipe: the name of one, or a mapping from patterns to distributions, of which the first match wins, or another kind: see
+            :mod:`xinit.recipes`.
+        key: the model's; each parameter uses ``key.fold_in(name)``, its name being without wrappers' parts.
+        only: the parameters to fill, which get the bits that they would get among all: a glob on names, a module type, a
+            predicate ``(name, parameter, module) -> bool``, or several of these. A tied parameter goes by any of its names.
+        skip: the parameters to leave as they are, likewise.
+        progress: show a bar, with tqdm.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: for a model, key, recipe or pattern that is none.
+        ValueError: listing all parameters that no pattern matches, or that do not fit their distributions; for an unknown
+            recipe, a pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters.
+        RuntimeError: for parameters on the meta device, or whose memory was released.
+        NotImplementedError: for other dtypes and layouts.
+        ImportError: for ``progress`` without tqdm.
+
+    Example:
+        >>> import torch, xinit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> recipe = {"*.bias": xinit.zeros(), "*": xinit.kaiming_normal(nonlinearity="relu")}
+        >>> _ = xinit.init_(model, recipe, xinit.Key(0))
+        >>> weight = xinit.kaiming_normal_(torch.empty(2, 3), nonlinearity="relu", key=xinit.Key(0).fold_in("2.weight"))
+        >>> torch.equal(model[2].weight, weight)
+        True
+    """
+    if not isinstance(key, Key):
+        raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
+    sites = selected(sites_of(model, "init_"), only, skip, "init_")
+    _check_memory("init_", sites)
+    rules = Rulebook(recipe, model, "init_")
+    steps = [rules.step(site, key) for site in sites]
+    problems = [step.row() for step in steps if step.problem]
+    if problems:
+        lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
+        raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
+    fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
+    return model
+
+
+def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip: Patterns | None = None) -> Plan:
+    """What :func:`init_` would do, as a table that prints: for each parameter name, shape, dtype, method and std.
+
+    Nothing is drawn, and nothing changes; parameters may be on the meta device. One that no pattern matches, or that does not fit
+    its distribution, has a row that says so.
+
+    Args:
+        model: the model.
+        recipe: as for :func:`init_`, and so are ``only`` and ``skip``.
+
+    Raises:
+        TypeError: for a model, recipe or pattern that is none.
+        ValueError: for an unknown recipe, a pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters.
+
+    Example:
+        >>> import torch, xinit
+        >>> with torch.device("meta"):
+        ...     model = torch.nn.Linear(300, 200)
+        >>> print(xinit.plan(model, {"weight": xinit.xavier_uniform(), "bias": xinit.zeros()}))
+        name    shape       dtype    method          std
+        weight  (200, 300)  float32  xavier_uniform  0.0632
+        bias    (200,)      float32  zeros           0
+        <BLANKLINE>
+        2 parameters, 60,200 elements, 235.2 KiB
+    """
+    sites = sites_of(model, "plan")
+    chosen = selected(sites, only, skip, "plan")
+    rules = Rulebook(recipe, model, "plan")
+    rows = tuple(rules.step(site, Key(0)).row() for site in chosen)
+    return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()))
+
+
+def fingerprint(model: nn.Module, progress: bool = False) -> str:
+    """A digest of all parameters of a model: 32 hexadecimal digits.
+
+    The sum, modulo 2^64 twice, of a function of every element's parameter name, dtype, index and bits. So it is the same on every
+    device, in every memory layout, order of parameters and wrapper; a tied parameter counts once, under its first name.
+    It tells differences that happen from each other, not those that someone takes pains to hide.
+
+    Args:
+        model: with real parameters, on any devices.
+        progress: show a bar, with tqdm.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        RuntimeError: for parameters on the meta device, or whose memory was released.
+        NotImplementedError: for dtypes and layouts that :func:`init_` does not support.
+        ImportError: for ``progress`` without tqdm.
+
+    Example:
+        >>> import torch, xinit
+        >>> model = xinit.init_(torch.nn.Linear(4, 3), "torch", xinit.Key(0))
+        >>> before = xinit.fingerprint(model)
+        >>> with torch.no_grad():
+        ...     _ = model.bias[1].neg_()
+        >>> xinit.fingerprint(model) == before
+        False
+    """
+    sites = sites_of(model, "fingerprint")
+    _check_memory("fingerprint", sites)
+    sums: dict[torch.device, Tensor] = {}  # one a device, so that nothing waits before the end
+    with _bar("fingerprint", sum(site.parameter.nbytes for site in sites), progress) as bar:
+        for site in sites:
+            parameter = site.parameter.detach()
+            digest = torch.ops.xinit.digest(parameter, Key(0).fold_in(site.name).words)
+            sums[parameter.device] = sums[parameter.device] + digest if parameter.device in sums else digest
+            if progress:
+                digest.cpu()  # or the bar would run ahead of the device
+                bar.update(parameter.nbytes)
+    first, second = (sum(half) % 2**64 for half in zip((0, 0), *(s.tolist() for s in sums.values()), strict=True))
+    return f"{first:016x}{second:016x}"
+
+
+def _bar(op: str, total: int, progress: bool) -> Any:
+    if not progress:
+        return nullcontext()
+    try:
+        tqdm = import_module("tqdm.auto").tqdm
+    except ImportError:
+        raise ImportError(f"{op}: progress=True takes tqdm, which is not installed") from None
+    return tqdm(total=total, unit="B", unit_scale=True, desc=op)

@@ -1,0 +1,212 @@
+"""Sharded tensors: which elements of the whole a rank of a device mesh holds, placed as ``torch.distributed.tensor`` does."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xinit.window import Window
+
+Shape = tuple[int, ...]
+Runs = list[tuple[int, int]]  # of a local dimension, in its order: where each begins in the global one, and its length
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangular piece of a shard.
+
+    Attributes:
+        local: where it begins in the local tensor,
+        offsets: and in the global one.
+        shape: its extent in both.
+    """
+
+    local: Shape
+    offsets: Shape
+    shape: Shape
+
+
+def local_boxes(
+    global_shape: Sequence[int], mesh_shape: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
+) -> list[Box]:
+    """What a rank holds of a tensor: boxes that cover its local tensor, in C order; none if that is empty.
+
+    Nearly always one; several where ``_StridedShard``, as of FSDP2 over tensor parallelism, gathers rows from several places.
+
+    Args:
+        global_shape: of the whole tensor.
+        mesh_shape: of the device mesh.
+        coordinate: the rank's in the mesh.
+        placements: one for each mesh dimension: ``Shard``, ``Replicate`` or ``_StridedShard`` of ``torch.distributed.tensor``.
+
+    Raises:
+        ValueError: for ``Partial``; if the placements do not fit the mesh or the shape, or the coordinate is outside the mesh.
+        TypeError: for a placement of another kind.
+
+    Example:
+        >>> from torch.distributed.tensor import Shard
+        >>> from xinit.sharding import local_boxes
+        >>> local_boxes((10, 4), (4,), (3,), [Shard(0)])
+        [Box(local=(0, 0), offsets=(9, 0), shape=(1, 4))]
+    """
+    return _boxes(_runs(global_shape, mesh_shape, coordinate, placements))
+
+
+def _runs(
+    shape: Sequence[int], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
+) -> list[Runs]:
+    """Of each dimension. Mesh dimensions are taken from left to right, each cutting what those before it have left."""
+    if len(coordinate) != len(mesh) or len(placements) != len(mesh):
+        raise ValueError(
+            f"a mesh of shape {tuple(mesh)} takes {len(mesh)} placements and coordinates, but found the placements "
+            f"{tuple(placements)} and the coordinate {tuple(coordinate)}"
+        )
+    runs: list[Runs] = [[(0, size)] for size in shape]
+    for axis, (count, index, placement) in enumerate(zip(mesh, coordinate, placements, strict=True)):
+        if not 0 <= index < count:
+            raise ValueError(f"coordinate {index} is outside mesh dimension {axis} of size {count}")
+        dim = _dim(placement, axis, len(shape))
+        if dim is not None and count > 1:
+            runs[dim] = _cut(runs[dim], count, index, getattr(placement, "split_factor", 1))
+    return runs
+
+
+def _dim(placement: Any, axis: int, ndim: int) -> int | None:
+    """The tensor dimension that the placement shards, if any. By methods: torch's classes take a second to import."""
+    if not hasattr(placement, "is_partial"):
+        raise TypeError(f"the placement over mesh dimension {axis} is {placement!r}, which is none of torch's")
+    if placement.is_partial():
+        raise ValueError(
+            f"the placement over mesh dimension {axis} is {placement!r}: its ranks hold terms of a reduction that is still to be "
+            f"done, none of them elements of the tensor; redistribute it to Shard or Replicate first"
+        )
+    if placement.is_replicate():
+        return None
+    dim = getattr(placement, "dim", None)
+    if dim is None:
+        raise TypeError(
+            f"the placement over mesh dimension {axis} is {placement!r}; supported are Shard, Replicate and _StridedShard"
+        )
+    if not -ndim <= dim < ndim:
+        raise ValueError(
+            f"{placement!r} over mesh dimension {axis} shards dimension {dim} of a tensor of {ndim} dimensions"
+        )
+    return int(dim) % ndim
+
+
+def _chunk(size: int, count: int, index: int) -> tuple[int, int]:
+    """As ``torch.chunk``: all chunks are as large as the first, until nothing is left."""
+    step = -(-size // count)
+    return min(index * step, size), min((index + 1) * step, size)
+
+
+def _cut(runs: Runs, count: int, index: int, split_factor: int) -> Runs:
+    """The chunk of that index; with a split factor, of so many chunks the chunks of that index, joined."""
+    size = sum(length for _, length in runs)
+    cut: Runs = []
+    for part in range(split_factor):
+        start, stop = _chunk(size, split_factor, part)
+        a, b = _chunk(stop - start, count, index)
+        here = 0
+        for begin, length in runs:
+            low, high = max(start + a, here), min(start + b, here + length)
+            if low < high:
+                at = begin + low - here
+                if cut and sum(cut[-1]) == at:
+                    cut[-1] = cut[-1][0], cut[-1][1] + high - low
+                else:
+                    cut.append((at, high - low))
+            here += length
+    return cut
+
+
+def _boxes(runs: list[Runs]) -> list[Box]:
+    def placed(dimension: Runs) -> Iterator[tuple[int, int, int]]:
+        here = 0
+        for begin, length in dimension:
+            yield here, begin, length
+            here += length
+
+    boxes = []
+    for corner in product(*map(placed, runs)):
+        local, offsets, shape = zip(*corner, strict=True) if corner else ((), (), ())
+        if 0 not in shape:
+            boxes.append(Box(local, offsets, shape))
+    return boxes
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a ``DTensor``; if none has been imported, it is not."""
+    if type(tensor) in (Tensor, nn.Parameter):  # as for torch.compile, which must not look further
+        return False
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | None]]:
+    """Views of the rank's local tensor, and which window of the global tensor each is; of a plain tensor itself, and None.
+
+    A rank without elements of a tensor has one view of none.
+
+    Raises:
+        ValueError: as for :func:`local_boxes`; if the rank is outside the mesh, the mesh larger than the process group, or the
+            local tensor of another shape than torch gives to that rank. ``name`` is what it calls the tensor.
+
+    Example:
+        >>> import torch
+        >>> from xinit.sharding import pieces
+        >>> pieces(torch.zeros(2))
+        [(tensor([0., 0.]), None)]
+    """
+    if not is_sharded(tensor):
+        return [(tensor, None)]
+    local, boxes = local_of(tensor, name)
+    whole = tuple(tensor.shape)
+    if not boxes:
+        return [(local, Window(whole, (0,) * len(whole)))]
+    return [(view(local, box.local, box.shape), Window(whole, box.offsets)) for box in boxes]
+
+
+def local_of(tensor: Any, name: str) -> tuple[Tensor, list[Box]]:
+    """A sharded tensor's local one, and its boxes."""
+    mesh, local = tensor.device_mesh, tensor._local_tensor
+    coordinate = mesh.get_coordinate()
+    try:
+        _check_mesh(mesh)
+        runs = _runs(tensor.shape, mesh.shape, coordinate, tensor.placements)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    expected = tuple(sum(length for _, length in dimension) for dimension in runs)
+    if tuple(local.shape) != expected:
+        at = [d for d, sizes in enumerate(zip(local.shape, expected, strict=False)) if sizes[0] != sizes[1]]
+        raise ValueError(
+            f"{name}: the local tensor has shape {tuple(local.shape)}, but torch places {expected} of {tuple(tensor.shape)} at "
+            f"{tuple(coordinate)} of the mesh {tuple(mesh.shape)} by {tuple(tensor.placements)}"
+            + (f": dimension {at[0]} differs" if at else "")
+        )
+    return local, _boxes(runs)
+
+
+def _check_mesh(mesh: Any) -> None:
+    if mesh.get_coordinate() is None:
+        raise ValueError(f"rank {mesh.get_rank()} is outside the mesh of the ranks {mesh.mesh.flatten().tolist()}")
+    distributed = torch.distributed
+    if distributed.is_initialized() and math.prod(mesh.shape) > distributed.get_world_size():
+        raise ValueError(
+            f"the mesh of shape {tuple(mesh.shape)} has {math.prod(mesh.shape)} ranks, but the process group "
+            f"{distributed.get_world_size()}"
+        )
+
+
+def view(tensor: Tensor, start: Iterable[int], shape: Shape) -> Tensor:
+    """The box of that shape that begins there."""
+    if shape == tuple(tensor.shape):
+        return tensor
+    return tensor[tuple(slice(a, a + size) for a, size in zip(start, shape, strict=True))]

@@ -1,0 +1,139 @@
+"""Sites: a model's parameters by name, and patterns that pick them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from xinit.writes import canonical_name
+
+Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
+Pattern = str | type[nn.Module] | Predicate
+Patterns = Pattern | Sequence[Pattern]
+
+
+def predicate(pattern: Pattern, op: str) -> Predicate:
+    """Whether a parameter matches the pattern: a glob, a module type, or a predicate already."""
+    if isinstance(pattern, str):
+        match = re.compile(translate(pattern)).match
+        dot = "." if pattern.startswith("*.") else ""
+        return lambda name, parameter, module: match(dot + name) is not None
+    if isinstance(pattern, type) and issubclass(pattern, nn.Module):
+        return lambda name, parameter, module: isinstance(module, pattern)
+    if isinstance(pattern, type | nn.Module) or not callable(pattern):
+        raise TypeError(f"{op}: a pattern must be a glob, a module type or a predicate, but found {pattern!r}")
+    return pattern
+
+
+@dataclass(slots=True)
+class Site:
+    """A parameter, and where it is in the model."""
+
+    name: str  # the first of its names, without wrappers' parts
+    parameter: nn.Parameter
+    module: nn.Module  # that owns it under this name
+    tied: tuple[str, ...] = ()  # its other names
+    padding: int | None = None  # the row that an embedding pads with
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, *self.tied
+
+
+def sites_of(model: nn.Module, op: str) -> list[Site]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
+    sites: dict[int, Site] = {}
+    named: dict[str, Site] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = canonical_name(path)
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            site = sites.get(id(parameter))
+            if site is None:
+                site = sites[id(parameter)] = Site(name, parameter, module)
+            elif name not in site.names:
+                site.tied += (name,)
+            other = named.setdefault(name, site)
+            if other is not site:
+                raise ValueError(
+                    f"{op}: two parameters are both called {name}, apart from wrappers' parts of their names"
+                )
+            if (
+                leaf == "weight"
+                and isinstance(module, nn.Embedding | nn.EmbeddingBag)
+                and module.padding_idx is not None
+            ):
+                site.padding = module.padding_idx
+    lazy = [site.name for site in sites.values() if is_lazy(site.parameter)]
+    if lazy:
+        raise ValueError(
+            f"{op}: {some(lazy)} of lazy modules have no shape yet: call the model once with an input first"
+        )
+    return list(sites.values())
+
+
+def some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ("parameter " if len(names) == 1 else "parameters ") + ", ".join(names[:5]) + more
+
+
+def selected(sites: list[Site], only: Patterns | None, skip: Patterns | None, op: str) -> list[Site]:
+    """The sites of which a name matches one of ``only``, and none matches one of ``skip``."""
+    chosen = sites if only is None else _matched(sites, only, "only", op)
+    left_out = [] if skip is None else [id(site) for site in _matched(sites, skip, "skip", op)]
+    return [site for site in chosen if id(site) not in left_out] if left_out else chosen
+
+
+def _matched(sites: list[Site], patterns: Patterns, option: str, op: str) -> list[Site]:
+    found: set[int] = set()
+    for pattern in patterns if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]:
+        matches = predicate(pattern, op)
+        here = [i for i, s in enumerate(sites) if any(matches(name, s.parameter, s.module) for name in s.names)]
+        if not here:
+            raise ValueError(f"{op}: {option}={pattern!r} matches none of the model's {len(sites)} parameters")
+        found.update(here)
+    return [sites[i] for i in sorted(found)]
+
+
+def depths(model: nn.Module, names: Sequence[str], layers: int | None) -> Callable[[str], int]:
+    """A function from a name, one of these, to the number of layers in the stack that it is part of.
+
+    That is ``layers``, or what the model's ``config`` says, or the number of indices that the names count.
+    """
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    said = (getattr(config, name, None) for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    number = next((n for n in (layers, *said) if type(n) is int and n > 0), None)
+
+    def indices(name: str) -> Iterable[tuple[int, str, str]]:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if part.isdigit():
+                yield int(part), ".".join(parts[:i]), ".".join(parts[i + 1 :])
+
+    stacks: dict[str, set[int]] = defaultdict(set)
+    alike: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for index, stack, rest in (found for name in names for found in indices(name)):
+        stacks[stack].add(index)
+        alike[stack, rest].add(index)
+
+    def depth(name: str) -> int:
+        if number is not None:
+            return number
+        # A layer's index is the first that other names have otherwise: 5 in "1.5.c_proj", if there is no "2.5.c_proj".
+        found = [(stack, len(alike[stack, rest]) > 1) for _, stack, rest in indices(name)]
+        if not found:
+            raise ValueError(
+                "neither a config nor the name tells the number of layers: pass it as recipes.gpt2(layers=...)"
+            )
+        return len(stacks[next((stack for stack, several in found if several), found[0][0])])
+
+    return depth
