@@ -77,7 +77,7 @@ class Piece:
             yield replace(self, offsets=(start,), shape=(math.prod(extent),), window=window, extent=merged)
 
 
-def with_size(values: Shape, axis: int, value: int) -> Shape:
+def with_size(values: Sequence[int], axis: int, value: int) -> Shape:
     return (*values[:axis], value, *values[axis + 1 :])
 
 
