@@ -216,7 +216,7 @@ def _owned(module: nn.Module) -> bool:
 
 def _alone(module: nn.Module) -> nn.Module:
     """The module with its parameters and buffers, but none of the modules in it."""
-    alone = module.__new__(type(module))
+    alone: nn.Module = object.__new__(type(module))
     alone.__dict__.update(module.__dict__, _modules={})
     return alone
 
