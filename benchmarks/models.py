@@ -201,11 +201,15 @@ def measure_gpu(name, dtype, rounds):
         total = sum(p.numel() for p in model.parameters())
         del model
     flat = torch.empty(total, dtype=config.dtype, device="cuda")
-    timed = timing.interleaved({"fill_": lambda: flat.fill_(0.5), "normal_": lambda: xinit.normal_(flat, key=KEY)}, "cuda")
+    timed = timing.interleaved(
+        {"fill_": lambda: flat.fill_(0.5), "normal_": lambda: xinit.normal_(flat, key=KEY)}, "cuda"
+    )
     fill = timed["fill_"]["median"]
     record = {"model": name, "dtype": dtype, "parameters": total, "runs": took, "seconds": median(took)}
     record |= {"fill_": fill, "normal_": timed["normal_"]["median"]}
-    print(f"{name} {dtype}: {median(took):.4f} s, {median(took) / fill:.2f} of fill_, normal_ {record['normal_'] / fill:.2f}")
+    print(
+        f"{name} {dtype}: {median(took):.4f} s, {median(took) / fill:.2f} of fill_, normal_ {record['normal_'] / fill:.2f}"
+    )
     return record
 
 

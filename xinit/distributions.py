@@ -13,6 +13,7 @@ from torch import Tensor
 from xinit import _C
 from xinit.init import calculate_gain
 from xinit.keys import Key
+from xinit.sharding import is_sharded, pieces
 from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
@@ -247,7 +248,7 @@ def fill_many_(
     threads as one; on a GPU the contiguous ones take one launch for each seed among the keys, however many they are.
 
     Args:
-        tensors: of any shapes, strides and supported dtypes, on any devices.
+        tensors: of any shapes, strides and supported dtypes, on any devices; a ``DTensor`` gets this rank's part of the whole.
         distributions: as many.
         keys: as many.
         windows: as many, or None: for a tensor that is part of a larger one, which part; None for one that is whole.
@@ -269,6 +270,9 @@ def fill_many_(
     for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
+    if any(map(is_sharded, tensors)):
+        _fill_many_shards_(tensors, distributions, keys, windows, names)
+        return
     devices: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
@@ -291,6 +295,25 @@ def fill_many_(
             [] if windows is None else [size for whole in wholes for size in whole.global_shape],
             [] if windows is None else [offset for whole in wholes for offset in whole.offsets],
         )
+
+
+def _fill_many_shards_(
+    tensors: Sequence[Tensor],
+    distributions: Sequence[Distribution],
+    keys: Sequence[Key],
+    windows: Sequence[Window | None] | None,
+    names: Sequence[str] | None,
+) -> None:
+    called = names or [f"tensor {i}" for i in range(len(tensors))]
+    parts: list[tuple[Tensor, Distribution, Key, Window | None, str]] = []
+    for i, (tensor, name) in enumerate(zip(tensors, called, strict=True)):
+        window = windows[i] if windows is not None else None
+        if is_sharded(tensor) and window is not None:
+            raise ValueError(f"fill_many_: {name} is a DTensor, which knows which part of the whole it is: no window")
+        for part, where in pieces(tensor, f"fill_many_: {name}"):
+            parts.append((part, distributions[i], keys[i], where or window, name))
+    fill_many_(*zip(*parts, strict=True))
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor)])
 
 
 def _whole(index: int, tensor: Tensor, window: Window | None) -> Window:

@@ -9,13 +9,18 @@ nothing. Besides their own arguments they take:
     key: an :class:`xinit.Key` instead: the values are then a pure function of key and index.
     window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
 
+A ``DTensor`` is filled on each rank with that rank's part of the whole, without communication; fans are those of the whole.
+With a generator, every rank must call alike, with its generator in the same state: each then takes the same key from it, ranks
+without elements included.
+
 and raise
 
     TypeError: if ``tensor`` is not a tensor, or another argument of a wrong type.
     NotImplementedError: for other dtypes, and for sparse or quantized tensors.
     RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
         the dtype; a generator of another device; memory that overlaps itself, or was released.
-    ValueError: for both a key and a generator; for a window that does not fit.
+    ValueError: for both a key and a generator; for a window that does not fit; for a ``DTensor`` with a window, with a
+        ``Partial`` placement, with a local tensor that its placements do not give, or on a rank outside its mesh.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Generator, Tensor
 
 from xinit import _C
 from xinit.keys import Key
+from xinit.sharding import is_sharded, pieces
 from xinit.window import Window
 
 _ops = torch.ops.xinit
@@ -52,7 +58,9 @@ def _fill(
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
     try:
-        if key is None and window is None:
+        if is_sharded(tensor):
+            _fill_shard(op, tensor, parameters, generator, key, window)
+        elif key is None and window is None:
             op(tensor, *parameters, generator=generator)
         else:
             op(tensor, *parameters, generator=generator, **_place(op, key, window))
@@ -62,6 +70,35 @@ def _fill(
             raise TypeError(str(error)) from None
         raise
     return tensor
+
+
+def _fill_shard(
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> None:
+    if window is not None:
+        raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
+    parts = pieces(tensor, op.__name__)
+    source, state = generator, None
+    if key is None and len(parts) > 1:  # all of them take the key that one draw gives
+        source = generator if generator is not None else _default_generator(tensor.device)
+        state = source.get_state()
+    for i, (part, where) in enumerate(parts):
+        if i and source is not None and state is not None:
+            source.set_state(state)
+        op(part, *parameters, generator=source, **_place(op, key, where))
+    torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
+
+
+def _default_generator(device: torch.device) -> Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    generator: Generator = torch.get_device_module(device).default_generators[device.index]
+    return generator
 
 
 def _scale(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +15,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from xinit.distributions import Blocks, Distribution, zeros
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
+from xinit.ranks import Ranks, reshard
 from xinit.recipes import Recipe, rules_of
+from xinit.sharding import is_sharded, local_of, pieces
 from xinit.sites import Patterns, Site, predicate, selected, sites_of, some
-from xinit.writes import Write, fill_writes_, writes_of
+from xinit.writes import Write, bar_of, fill_writes_, writes_of
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -92,13 +93,18 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
     """Whether all of them are there to be written to and read from."""
     meta, empty, owners = [], [], dict[tuple[torch.device, int], str]()
     for site in sites:
-        name, parameter = site.name, site.parameter
+        name, parameter = site.name, site.parameter.detach()
         if parameter.is_meta:
             meta.append(name)
-        elif is_traceable_wrapper_subclass(parameter):
+            continue
+        if is_sharded(parameter):
+            parameter, boxes = local_of(parameter, f"{op}: parameter {name}")
+            if not boxes and site.parameter.numel():
+                continue  # all of its elements are on other ranks
+        if is_traceable_wrapper_subclass(parameter):
             kind = type(parameter).__name__
             raise NotImplementedError(
-                f"{op}: parameter {name} is a {kind}; supported are plain tensors, before they are wrapped"
+                f"{op}: parameter {name} is a {kind}; supported are plain tensors and DTensors of them"
             )
         elif parameter.layout is not torch.strided:
             raise NotImplementedError(
@@ -138,12 +144,16 @@ def init_(
     only: Patterns | None = None,
     skip: Patterns | None = None,
     progress: bool = False,
+    check: bool = False,
 ) -> Model:
     """Fill every parameter of a model, each from the key of its name, in one batch.
 
     A parameter's values are a pure function of key, name and shape, and of what the recipe says: other parameters, their
     order, the device and wrappers such as DataParallel or torch.compile do not matter. A tied parameter is drawn once, under
     its first name. Buffers stay as they are. Everything is checked before anything changes.
+
+    Of a model that ``fully_shard`` or ``parallelize_module`` has sharded, each rank fills what it holds, with the bits of the
+    whole, without communication.
 
     Args:
         model: with real parameters, on any devices; of dtype float32, float64, float16 or bfloat16.
@@ -154,6 +164,7 @@ def init_(
             predicate ``(name, parameter, module) -> bool``, or several of these. A tied parameter goes by any of its names.
         skip: the parameters to leave as they are, likewise.
         progress: show a bar, with tqdm.
+        check: whether the ranks first compare their keys, in one small all-reduce.
 
     Returns:
         The model.
@@ -161,9 +172,10 @@ def init_(
     Raises:
         TypeError: for a model, key, recipe or pattern that is none.
         ValueError: listing all parameters that no pattern matches, or that do not fit their distributions; for an unknown
-            recipe, a pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters.
+            recipe, a pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters; for a ``DTensor`` that
+            :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
         RuntimeError: for parameters on the meta device, or whose memory was released.
-        NotImplementedError: for other dtypes and layouts.
+        NotImplementedError: for other dtypes and layouts; within FSDP's first version, ``FullyShardedDataParallel``.
         ImportError: for ``progress`` without tqdm.
 
     Example:
@@ -177,7 +189,8 @@ def init_(
     """
     if not isinstance(key, Key):
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
-    sites = selected(sites_of(model, "init_"), only, skip, "init_")
+    every = _sites(model, "init_")
+    sites = selected(every, only, skip, "init_")
     _check_memory("init_", sites)
     rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]
@@ -185,6 +198,8 @@ def init_(
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
+    if check:
+        Ranks((site.parameter for site in every), "init_").check_key(key)
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
     return model
 
@@ -221,21 +236,26 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
     return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()))
 
 
-def fingerprint(model: nn.Module, progress: bool = False) -> str:
+def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> str:
     """A digest of all parameters of a model: 32 hexadecimal digits.
 
     The sum, modulo 2^64 twice, of a function of every element's parameter name, dtype, index and bits. So it is the same on every
     device, in every memory layout, order of parameters and wrapper; a tied parameter counts once, under its first name.
+    Of a sharded model, it is that of the whole, on all ranks: each digests what it holds, and an all-reduce adds that up.
     It tells differences that happen from each other, not those that someone takes pains to hide.
 
     Args:
         model: with real parameters, on any devices.
         progress: show a bar, with tqdm.
+        group: the process group whose ranks hold the model together, if it is more than the ranks of the parameters' meshes:
+            the stages of a pipeline.
 
     Raises:
         TypeError: if ``model`` is no module.
+        ValueError: for a ``DTensor`` that :func:`init_` could not fill.
         RuntimeError: for parameters on the meta device, or whose memory was released.
-        NotImplementedError: for dtypes and layouts that :func:`init_` does not support.
+        NotImplementedError: for dtypes and layouts that :func:`init_` does not support; for parameters on meshes none of which
+            spans the others.
         ImportError: for ``progress`` without tqdm.
 
     Example:
@@ -247,26 +267,36 @@ def fingerprint(model: nn.Module, progress: bool = False) -> str:
         >>> xinit.fingerprint(model) == before
         False
     """
-    sites = sites_of(model, "fingerprint")
+    sites = _sites(model, "fingerprint")
     _check_memory("fingerprint", sites)
+    ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
+    parts = [
+        (part, Key(0).fold_in(site.name).words, where)
+        for site in sites
+        if ranks.counts(site.parameter)
+        for part, where in pieces(site.parameter, f"fingerprint: parameter {site.name}")
+    ]
     sums: dict[torch.device, Tensor] = {}  # one a device, so that nothing waits before the end
-    with _bar("fingerprint", sum(site.parameter.nbytes for site in sites), progress) as bar:
-        for site in sites:
-            parameter = site.parameter.detach()
-            digest = torch.ops.xinit.digest(parameter, Key(0).fold_in(site.name).words)
-            sums[parameter.device] = sums[parameter.device] + digest if parameter.device in sums else digest
+    with bar_of("fingerprint", sum(part.nbytes for part, _, _ in parts), progress) as bar:
+        for part, key, where in parts:
+            window = () if where is None else (where.global_shape, where.offsets)
+            digest = torch.ops.xinit.digest(part.detach(), key, *window)
+            sums[part.device] = sums[part.device] + digest if part.device in sums else digest
             if progress:
                 digest.cpu()  # or the bar would run ahead of the device
-                bar.update(parameter.nbytes)
-    first, second = (sum(half) % 2**64 for half in zip((0, 0), *(s.tolist() for s in sums.values()), strict=True))
+                bar.update(part.nbytes)
+    first, second = ranks.sum([sum(half) for half in zip((0, 0), *(s.tolist() for s in sums.values()), strict=True)])
     return f"{first:016x}{second:016x}"
 
 
-def _bar(op: str, total: int, progress: bool) -> Any:
-    if not progress:
-        return nullcontext()
-    try:
-        tqdm = import_module("tqdm.auto").tqdm
-    except ImportError:
-        raise ImportError(f"{op}: progress=True takes tqdm, which is not installed") from None
-    return tqdm(total=total, unit="B", unit_scale=True, desc=op)
+def _sites(model: nn.Module, op: str) -> list[Site]:
+    """Of a model with its parameters in shards, if it is sharded."""
+    if isinstance(model, nn.Module):
+        fully_sharded = sys.modules.get("torch.distributed.fsdp")
+        if fully_sharded and any(isinstance(m, fully_sharded.FullyShardedDataParallel) for m in model.modules()):
+            raise NotImplementedError(
+                f"{op}: FullyShardedDataParallel keeps parameters in flat pieces without their shapes: call {op} before it "
+                f"wraps the model, or use torch.distributed.fsdp.fully_shard"
+            )
+        reshard(model)
+    return sites_of(model, op)

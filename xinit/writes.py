@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xinit.distributions import Blocks, Distribution, fill_many_
 from xinit.keys import Key
+from xinit.sharding import Box, is_sharded, local_of, view
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -44,6 +47,18 @@ class Write:
     def overlaps(self, other: Write) -> bool:
         ours, theirs = self._intervals(), other._intervals()
         return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(ours, theirs, strict=True))
+
+    def within(self, box: Box) -> Write | None:
+        """What a piece of a shard gets of it: the part that they share, as a write to the local tensor; None if none."""
+        start = tuple(map(max, self.offsets, box.offsets))
+        ends = zip(self.offsets, self.shape, box.offsets, box.shape, strict=True)
+        shape = tuple(min(a + m, b + n) - at for at, (a, m, b, n) in zip(start, ends, strict=True))
+        if any(size <= 0 for size in shape):
+            return None
+        frame = self.frame or Window(self.shape, (0,) * len(shape))
+        local = tuple(at - b + into for at, b, into in zip(start, box.offsets, box.local, strict=True))
+        inside = tuple(f + at - a for f, at, a in zip(frame.offsets, start, self.offsets, strict=True))
+        return Write(self.distribution, self.key, local, shape, Window(frame.global_shape, inside))
 
     def _intervals(self) -> Iterator[tuple[int, int]]:
         return ((start, start + size) for start, size in zip(self.offsets, self.shape, strict=True))
@@ -88,15 +103,15 @@ def fill_writes_(
 ) -> None:
     """Fill parameters, each from its writes in their order: of two that overlap, the later one stands.
 
-    Writes that no other waits for share one :func:`fill_many_`; one that a later one covers is never drawn. With
-    ``progress``, a bar counts bytes; it takes tqdm.
+    Of a sharded one, a ``DTensor``, this rank's pieces: nothing is sent. Writes that no other waits for share one
+    :func:`fill_many_`; one that a later one covers is never drawn. With ``progress``, a bar counts bytes; it takes tqdm.
 
     Raises:
         ImportError: for a bar without tqdm.
         Exception: what the fill raises, with the parameter's name; nothing is changed then.
     """
     waves: list[Batch] = []
-    for name, tensor, writes in jobs:
+    for name, tensor, writes in [_local(*job) for job in jobs]:
         kept: list[tuple[int, Write]] = []
         for i, write in enumerate(writes):
             if not any(later.covers(write) for later in writes[i + 1 :]):
@@ -104,35 +119,39 @@ def fill_writes_(
                 kept.append((wave, write))
         for wave, write in kept:
             waves.extend([] for _ in range(wave + 1 - len(waves)))
-            waves[wave].append((name, _box(tensor.detach(), write), write))
+            waves[wave].append((name, view(tensor, write.offsets, write.shape), write))
     batches = [batch for wave in waves for batch in (_cut(wave) if progress else [wave])]
     # The first batch is checked as it is filled, before it changes anything; the others, here.
     for batch in batches[1:]:
-        _fill([(name, torch.empty_like(view, device="meta"), write) for name, view, write in batch])
-    if not progress:
+        _fill([(name, torch.empty_like(part, device="meta"), write) for name, part, write in batch])
+    with bar_of(op, sum(part.nbytes for batch in batches for _, part, _ in batch), progress) as bar:
         for batch in batches:
             _fill(batch)
-        return
+            if progress:
+                bar.update(sum(part.nbytes for _, part, _ in batch))
+    torch.autograd.graph.increment_version([tensor for _, tensor, _ in jobs if is_sharded(tensor)])
+
+
+def bar_of(op: str, total: int, progress: bool) -> Any:
+    if not progress:
+        return nullcontext()
     try:
-        bar_of = import_module("tqdm.auto").tqdm
+        tqdm = import_module("tqdm.auto").tqdm
     except ImportError:
         raise ImportError(f"{op}: progress=True takes tqdm, which is not installed") from None
-    total = sum(view.nbytes for batch in batches for _, view, _ in batch)
-    with bar_of(total=total, unit="B", unit_scale=True, desc=op) as bar:
-        for batch in batches:
-            _fill(batch)
-            bar.update(sum(view.nbytes for _, view, _ in batch))
+    return tqdm(total=total, unit="B", unit_scale=True, desc=op)
 
 
-def _box(tensor: Tensor, write: Write) -> Tensor:
-    if write.shape == tuple(tensor.shape):
-        return tensor
-    return tensor[tuple(slice(start, start + size) for start, size in zip(write.offsets, write.shape, strict=True))]
+def _local(name: str, tensor: Tensor, writes: Sequence[Write]) -> tuple[str, Tensor, Sequence[Write]]:
+    if not is_sharded(tensor):
+        return name, tensor.detach(), writes
+    local, boxes = local_of(tensor, f"parameter {name}")
+    return name, local, [part for write in writes for box in boxes if (part := write.within(box))]
 
 
 def _cut(wave: Batch) -> Iterator[Batch]:
     """Into a hundred batches of about as many bytes."""
-    step, batch, size = sum(view.nbytes for _, view, _ in wave) / 100, [], 0
+    step, batch, size = sum(part.nbytes for _, part, _ in wave) / 100, [], 0
     for entry in wave:
         batch.append(entry)
         size += entry[1].nbytes
@@ -145,7 +164,7 @@ def _cut(wave: Batch) -> Iterator[Batch]:
 
 def _fill(batch: Batch) -> None:
     fill_many_(
-        [view for _, view, _ in batch],
+        [part for _, part, _ in batch],
         [write.distribution for _, _, write in batch],
         [write.key for _, _, write in batch],
         [write.frame for _, _, write in batch] if any(write.frame for _, _, write in batch) else None,
