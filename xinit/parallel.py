@@ -26,6 +26,7 @@ from torch import nn
 
 from xinit.distributions import Distribution
 from xinit.layouts import Layout, Piece, check_axis, check_rank, fill_layouts_, with_size
+from xinit.ranks import reshard
 from xinit.window import Window
 from xinit.writes import canonical_name
 
@@ -182,6 +183,7 @@ def renamed(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"renamed: model must be a torch.nn.Module, but found {type(model).__name__}")
+    reshard(model)
     modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         local = canonical_name(path)
@@ -215,8 +217,8 @@ def _owned(module: nn.Module) -> bool:
 
 
 def _alone(module: nn.Module) -> nn.Module:
-    """The module with its parameters and buffers, but none of the modules in it."""
-    alone: nn.Module = object.__new__(type(module))
+    """The module with its parameters and buffers, but none of the modules in it, and without what FSDP2 does to it."""
+    alone: nn.Module = object.__new__(next(c for c in type(module).__mro__ if not hasattr(c, "_get_fsdp_state")))
     alone.__dict__.update(module.__dict__, _modules={})
     return alone
 
