@@ -23,6 +23,8 @@ from torch.nn.init import (
 )
 
 from xinit import _C, recipes
+from xinit.accelerate import accelerate
+from xinit.deferred import deferred
 from xinit.distributions import (
     Blocks,
     Distribution,
@@ -54,6 +56,7 @@ from xinit.init import (
     xavier_uniform_,
 )
 from xinit.keys import Key
+from xinit.materialize import audit, materialize_
 from xinit.model import fingerprint, init_, plan
 from xinit.plans import Plan, Row
 from xinit.window import Window
@@ -65,11 +68,14 @@ __all__ = [
     "Plan",
     "Row",
     "Window",
+    "accelerate",
+    "audit",
     "blocks",
     "build_info",
     "calculate_gain",
     "constant",
     "constant_",
+    "deferred",
     "dirac_",
     "eye_",
     "fill_many_",
@@ -81,6 +87,7 @@ __all__ = [
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
+    "materialize_",
     "normal",
     "normal_",
     "ones",

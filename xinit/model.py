@@ -93,7 +93,8 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
     """Whether all of them are there to be written to and read from."""
     meta, empty, owners = [], [], dict[tuple[torch.device, int], str]()
     for site in sites:
-        name, parameter = site.name, site.parameter.detach()
+        name = site.name
+        parameter: Tensor = site.parameter
         if parameter.is_meta:
             meta.append(name)
             continue

@@ -26,6 +26,8 @@ class Ranks:
 
     def __init__(self, tensors: Iterable[Any], op: str, group: Any = None) -> None:
         self.op, self.group, self.mesh = op, group, None
+        tensors = list(tensors)
+        self.device = next((tensor.device for tensor in tensors if not tensor.is_meta), "cpu")
         meshes = {tensor.device_mesh: None for tensor in tensors if is_sharded(tensor)}
         self.members: dict[Any, set[int]] = {mesh: set(mesh.mesh.flatten().tolist()) for mesh in meshes}
         if meshes:

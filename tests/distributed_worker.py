@@ -1,0 +1,572 @@
+"""What tests/test_distributed.py runs: real processes, forked from this one, that go through the cases of their number.
+
+    python distributed_worker.py FOLDER [CASE]
+
+writes FOLDER/WORLD.json, from each case's name to nothing, or to what went wrong on the ranks.
+"""
+
+import json
+import os
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import xinit
+from xinit import Key
+
+KEY = Key(2024).fold_in("sharded")
+CASES = {}
+WORLDS = (4, 3, 2, 1)
+
+
+def case(*worlds, **parameters):
+    def register(function):
+        for world in worlds:
+            name = "-".join([function.__name__, *map(str, parameters.values())])
+            CASES[f"{world}:{name}"] = partial(function, **parameters)
+        return function
+
+    return register
+
+
+def same(x, y):
+    return x.dtype == y.dtype and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+
+
+# ---- models ----
+
+
+class Block(nn.Module):
+    def __init__(self, dim, hidden, heads):
+        super().__init__()
+        self.size = dim // heads
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.w1, self.w3 = (nn.Linear(dim, hidden, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x):
+        y = self.attention_norm(x)
+        q, k, v = (w(y).unflatten(-1, (-1, self.size)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.wo(y)
+        y = self.ffn_norm(x)
+        return x + self.w2(F.silu(self.w1(y)) * self.w3(y))
+
+
+class Llama(nn.Module):
+    def __init__(self, hidden, vocabulary, layers=2, dim=24, heads=12):
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(vocabulary, dim, padding_idx=37)
+        self.layers = nn.ModuleDict({str(i): Block(dim, hidden, heads) for i in range(layers)})
+        self.norm = nn.RMSNorm(dim)
+        self.output = nn.Linear(dim, vocabulary, bias=False)
+
+    def forward(self, x):
+        x = self.tok_embeddings(x) if self.tok_embeddings is not None else x
+        for layer in self.layers.values():
+            x = layer(x)
+        return x if self.output is None else self.output(self.norm(x))
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 10, 3, padding=1)
+        self.norm = nn.BatchNorm2d(10)
+        self.grouped = nn.Conv2d(10, 20, 3, groups=5, padding=1)
+        self.up, self.down = nn.Linear(20, 12), nn.Linear(12, 7)
+
+    def forward(self, x):
+        x = F.relu(self.grouped(F.relu(self.norm(self.first(x)))))
+        return self.down(F.relu(self.up(x.mean((2, 3)))))
+
+
+def split(name, axis):
+    """Blocks that no rank's shard fits: seven rows or columns, and the rest."""
+
+    def blocks(_, parameter, module):
+        parts = {"a": (7, xinit.xavier_uniform()), "b": (parameter.shape[axis] - 7, xinit.kaiming_normal())}
+        return xinit.blocks(name, parts, axis)
+
+    return blocks
+
+
+# Fans everywhere, so that a shard's own would show; and blocks, which shards cut.
+LLAMA = {
+    "*norm.weight": xinit.ones(),
+    "tok_embeddings.weight": xinit.normal(0, 0.02),
+    "*.wo.weight": xinit.trunc_normal(0, 0.1, -0.2, 0.2),
+    "*.w1.weight": split("w1", 0),
+    "*.w2.weight": split("w2", 1),
+    "*": xinit.variance_scaling(1.0, "fan_avg"),
+}
+MODELS = {
+    "llama": (partial(Llama, 48, 48), LLAMA),
+    "uneven": (
+        partial(Llama, 42, 50),
+        LLAMA,
+    ),  # neither 3 nor 4 ranks share out its sizes evenly, apart from the heads'
+    "conv": (Conv, "torch"),
+}
+
+
+def inputs(kind, batch=4):
+    generator = torch.Generator().manual_seed(5)
+    if kind != "conv":
+        tokens = torch.randint(48, (batch, 12 + 1), generator=generator)
+        return tokens[:, :-1], tokens[:, 1:]
+    return torch.randn(batch, 3, 6, 6, generator=generator), torch.randint(7, (batch,), generator=generator)
+
+
+def plain(kind):
+    build, recipe = MODELS[kind]
+    return xinit.init_(build(), recipe, KEY)
+
+
+def losses(model, kind):
+    """Of three steps. Data-parallel ranks see the same batch, so the loss and the mean gradient are those of one process."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    x, y = inputs(kind)
+    found = []
+    for _ in range(3):
+        out = model(x)
+        loss = F.cross_entropy(out.flatten(0, -2), y.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+# ---- layouts: each shards a model, whose parameters may be on the meta device ----
+
+
+def by_fsdp(model, mesh, **options):
+    for layer in model.layers.values() if isinstance(model, Llama) else (model.first, model.grouped, model.up):
+        fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def by_tp(model, mesh):
+    """Tensor parallel, with sequence parallel norms and an embedding cut by its vocabulary."""
+    if isinstance(model, Conv):
+        return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    column, row = ColwiseParallel(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
+    plan = {
+        "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "norm": SequenceParallel(),
+        "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    for i in model.layers:
+        plan |= {f"layers.{i}.{name}": SequenceParallel() for name in ("attention_norm", "ffn_norm")}
+        plan |= {f"layers.{i}.{name}": column for name in ("wq", "wk", "wv", "w1", "w3")}
+        plan |= {f"layers.{i}.{name}": row for name in ("wo", "w2")}
+    return parallelize_module(model, mesh, plan)
+
+
+def by_both(model, mesh):
+    return by_fsdp(by_tp(model, mesh["tp"]), mesh["dp"])
+
+
+LAYOUTS = {"fsdp": by_fsdp, "tp": by_tp, "fsdp+tp": by_both, "hsdp": by_fsdp}
+
+
+def mesh_for(layout, world):
+    if layout in ("fsdp+tp", "hsdp"):
+        return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    return init_device_mesh("cpu", (world,), mesh_dim_names=("tp" if layout == "tp" else "dp",))
+
+
+def on_meta(kind):
+    with torch.device("meta"):
+        return MODELS[kind][0]()
+
+
+def locals_of(model):
+    return [p._local_tensor if isinstance(p, DTensor) else p for p in model.parameters()]
+
+
+class Filled(TorchDispatchMode):
+    """Counts the elements that xinit's operators fill."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "xinit" and func._schema.is_mutable:
+            tensors = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+            self.elements += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+        return func(*args, **(kwargs or {}))
+
+
+def init_quietly(model, kind):
+    """Initialised without a collective, each element that this rank holds once, but for the embedding's row of padding."""
+    for local in locals_of(model):
+        local.detach().fill_(float("nan"))
+    with CommDebugMode() as comms, Filled() as filled:
+        xinit.init_(model, MODELS[kind][1], KEY)
+    assert comms.get_total_counts() == 0, comms.get_comm_counts()
+    held = sum(local.numel() for local in locals_of(model))
+    assert held <= filled.elements <= held + (0 if kind == "conv" else 24), (filled.elements, held)
+    return model
+
+
+def assert_equal_models(sharded, whole, message=""):
+    expected = dict(whole.named_parameters())
+    for name, parameter in sharded.named_parameters():
+        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        assert same(full.detach(), expected[name].detach()), (message, name, parameter)
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=2e-5, atol=1e-6)
+
+
+def raises(kind, *needles):
+    class Context:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, found, error, trace):
+            assert isinstance(error, kind), f"expected {kind}, found {error!r}"
+            for needle in needles:
+                assert needle in str(error), (needle, str(error))
+            return True
+
+    return Context()
+
+
+# ---- cases ----
+
+FILLS = {
+    "uniform": partial(xinit.uniform_, a=-1.0, b=3.0),
+    "normal": xinit.normal_,
+    "trunc_normal": xinit.trunc_normal_,
+    "xavier_uniform": xinit.xavier_uniform_,
+    "xavier_normal": xinit.xavier_normal_,
+    "kaiming_uniform": xinit.kaiming_uniform_,
+    "kaiming_normal": partial(xinit.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "variance_scaling": partial(xinit.variance_scaling_, mode="fan_avg"),
+    "lecun_uniform": xinit.lecun_uniform_,
+    "lecun_normal": xinit.lecun_normal_,
+}
+
+
+def placements(world):
+    flat = [
+        [Shard(0)],
+        [Shard(1)],
+        [Replicate()],
+        [_StridedShard(0, split_factor=3)],
+        [_StridedShard(1, split_factor=2)],
+    ]
+    yield from ((init_device_mesh("cpu", (world,)), where) for where in flat)
+    if world == 4:
+        square = init_device_mesh("cpu", (2, 2))
+        for where in (
+            [Shard(0), Shard(0)],
+            [Shard(0), Shard(1)],
+            [Shard(1), Shard(0)],
+            [Replicate(), Shard(1)],
+            [Shard(0), Replicate()],
+            [_StridedShard(0, split_factor=2), Shard(0)],
+            [_StridedShard(1, split_factor=3), Shard(0)],
+        ):
+            yield square, where
+
+
+@case(*WORLDS)
+def every_function(world):
+    for mesh, where in placements(world):
+        for shape, dtype in ((13, 7), torch.float32), ((3, 5), torch.bfloat16), ((2, 6, 3), torch.float64):
+            for name, fill in FILLS.items():
+                whole = fill(torch.empty(shape, dtype=dtype), key=KEY)
+                sharded = distribute_tensor(torch.zeros(shape, dtype=dtype), mesh, where, src_data_rank=None)
+                sharded.requires_grad_()
+                before, local = sharded._version, sharded._local_tensor._version
+                with CommDebugMode() as comms:
+                    assert fill(sharded, key=KEY) is sharded
+                assert comms.get_total_counts() == 0
+                assert sharded._version > before
+                assert sharded._local_tensor._version > local or not sharded._local_tensor.numel()
+                assert same(sharded.detach().full_tensor(), whole), (name, shape, where)
+
+
+@case(*WORLDS)
+def every_function_by_generator(world):
+    for mesh, where in placements(world):
+        for shape in (13, 7), (3, 5), (0, 5):
+            if 0 in shape and any(isinstance(placement, _StridedShard) for placement in where):
+                continue
+            for fill in (FILLS["normal"], FILLS["uniform"]):
+                whole, ours, default = (torch.Generator().manual_seed(3) for _ in range(3))
+                expected = fill(torch.empty(shape), generator=whole)
+                sharded = distribute_tensor(torch.zeros(shape), mesh, where, src_data_rank=None)
+                assert same(fill(sharded, generator=ours).full_tensor(), expected), (shape, where)
+                assert torch.equal(ours.get_state(), whole.get_state()), (shape, where)
+                state = torch.get_rng_state()
+                torch.set_rng_state(default.get_state())
+                sharded.zero_()
+                assert same(fill(sharded).full_tensor(), expected), (shape, where)
+                assert torch.equal(torch.get_rng_state(), whole.get_state())
+                torch.set_rng_state(state)
+
+
+@case(2, 4)
+def many_at_once(world):
+    mesh = init_device_mesh("cpu", (world,))
+    shards = [distribute_tensor(torch.zeros(9, 5), mesh, [Shard(d)]) for d in (0, 1)] + [torch.zeros(3, 2)]
+    what = [xinit.kaiming_normal(), xinit.xavier_uniform(), xinit.normal()]
+    keys = [KEY.fold_in(i) for i in range(3)]
+    xinit.fill_many_(shards, what, keys)
+    wholes = [torch.empty(9, 5), torch.empty(9, 5), torch.empty(3, 2)]
+    xinit.fill_many_(wholes, what, keys)
+    for shard, whole in zip(shards, wholes, strict=True):
+        assert same(shard.full_tensor() if isinstance(shard, DTensor) else shard, whole)
+    with raises(ValueError, "tensor 1 is a DTensor", "window"):
+        windows = [None, xinit.Window((9, 5), (0, 0)), None]
+        xinit.fill_many_(shards, what, keys, windows)
+
+
+@case(1, 2, 3, 4, layout="fsdp", kind="uneven")
+@case(3, 4, layout="fsdp", kind="conv")
+@case(2, 4, layout="tp", kind="uneven")
+@case(4, layout="fsdp+tp", kind="uneven")
+@case(4, layout="hsdp", kind="uneven")
+def initialised_on_meta(world, layout, kind):
+    model = LAYOUTS[layout](on_meta(kind), mesh_for(layout, world))
+    model = init_quietly(model.to_empty(device="cpu"), kind)
+    whole = plain(kind)
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+
+
+@case(1, 2, 3, 4, layout="fsdp", kind="llama")
+@case(3, 4, layout="fsdp", kind="conv")
+@case(2, 3, 4, layout="tp", kind="llama")
+@case(2, layout="tp", kind="conv")
+@case(4, layout="fsdp+tp", kind="llama")
+@case(4, layout="fsdp+tp", kind="conv")
+@case(4, layout="hsdp", kind="llama")
+def trained(world, layout, kind):
+    build, _ = MODELS[kind]
+    torch.manual_seed(world)  # whatever the constructor draws
+    model = LAYOUTS[layout](build(), mesh_for(layout, world))
+    init_quietly(model, kind)
+    whole = plain(kind)
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+    assert_close(losses(model, kind), losses(whole, kind))
+    # After a step, parameters may be gathered, and moved: initialising again is the same.
+    model(inputs(kind)[0])
+    init_quietly(model, kind)
+    assert_equal_models(model, plain(kind), "again")
+
+
+@case(2, 3)
+def data_parallel(world):
+    model = nn.parallel.DistributedDataParallel(MODELS["conv"][0]())
+    init_quietly(model, "conv")
+    whole = plain("conv")
+    assert_equal_models(model.module, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+    assert_close(losses(model, "conv"), losses(whole, "conv"))
+
+
+@case(4)
+def pipeline(world):
+    """Two stages by hand, each a part of the model under its global names, each over two data-parallel ranks."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    stage = mesh.get_local_rank("pp")
+    model = on_meta("uneven")
+    del model.layers[str(1 - stage)]
+    if stage == 0:
+        model.norm = model.output = None
+    else:
+        model.tok_embeddings = None
+    by_fsdp(model, mesh["dp"]).to_empty(device="cpu")
+    recipe = {pattern: what for pattern, what in LLAMA.items()}
+    with CommDebugMode() as comms:
+        xinit.init_(model, recipe, KEY)
+    assert comms.get_total_counts() == 0
+    whole = plain("uneven")
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
+    assert xinit.fingerprint(model) != xinit.fingerprint(whole)  # of the stage alone
+    # The first stage's output goes to the rank of the same number in the second.
+    x, y = inputs("uneven")
+    other = int(mesh.mesh[1 - stage, mesh.get_local_rank("dp")])
+    expected = F.cross_entropy(whole(x).flatten(0, -2), y.flatten())
+    if stage == 0:
+        dist.send(model(x).detach(), other)
+    else:
+        hidden = torch.empty(*x.shape, 24)
+        dist.recv(hidden, other)
+        assert_close(F.cross_entropy(model(hidden).flatten(0, -2), y.flatten()).item(), expected.item())
+
+
+@case(4)
+def checkpoints_saved(world):
+    for layout in "fsdp", "fsdp+tp":
+        model = LAYOUTS[layout](on_meta("uneven"), mesh_for(layout, world)).to_empty(device="cpu")
+        init_quietly(model, "uneven")
+        dcp.save(get_model_state_dict(model), checkpoint_id=FOLDER / f"checkpoint-{layout}")
+
+
+@case(1, 2, 3)
+def checkpoints_loaded(world):
+    for layout in "fsdp", "fsdp+tp":
+        model = by_fsdp(on_meta("uneven"), mesh_for("fsdp", world)).to_empty(device="cpu")
+        state = get_model_state_dict(model)
+        dcp.load(state, checkpoint_id=FOLDER / f"checkpoint-{layout}")
+        fresh = by_fsdp(on_meta("uneven"), mesh_for("fsdp", world)).to_empty(device="cpu")
+        init_quietly(fresh, "uneven")
+        assert xinit.fingerprint(model) == xinit.fingerprint(fresh)
+        assert all(map(same, locals_of(model), locals_of(fresh)))
+
+
+@case(2)
+def offloaded(world):
+    mesh = mesh_for("fsdp", world)
+    policy = CPUOffloadPolicy(pin_memory=False)
+    model = by_fsdp(on_meta("llama"), mesh, offload_policy=policy).to_empty(device="cpu")
+    init_quietly(model, "llama")
+    whole = plain("llama")
+    assert_equal_models(model, whole)
+    assert_close(losses(model, "llama"), losses(whole, "llama"))
+
+
+@case(2, 4)
+def keys_compared(world):
+    model = by_fsdp(on_meta("llama"), mesh_for("fsdp", world)).to_empty(device="cpu")
+    before = [local.clone() for local in locals_of(model)]
+    for key in KEY.fold_in(dist.get_rank()), Key(dist.get_rank() << 40), Key(3, int(dist.get_rank() == 1)):
+        with raises(ValueError, "init_: the ranks have different keys", f"rank {dist.get_rank()} has", "Nothing"):
+            xinit.init_(model, LLAMA, key, check=True)
+    assert all(map(same, before, locals_of(model)))
+    with CommDebugMode() as comms:
+        xinit.init_(model, LLAMA, KEY, check=True)
+    assert sum(comms.get_comm_counts().values()) == 1
+    assert_equal_models(model, plain("llama"))
+    with raises(ValueError, "different keys"):
+        xinit.init_(Conv(), "torch", KEY.fold_in(dist.get_rank()), check=True)
+
+
+@case(2)
+def what_is_wrong(world):
+    mesh = init_device_mesh("cpu", (2,))
+    partial_sum = DTensor.from_local(torch.zeros(4, 4), mesh, [Partial()], run_check=False)
+    with raises(ValueError, "Partial", "mesh dimension 0", "redistribute"):
+        xinit.normal_(partial_sum, key=KEY)
+    shard = distribute_tensor(torch.zeros(4, 4), mesh, [Shard(0)])
+    with raises(ValueError, "window"):
+        xinit.normal_(shard, key=KEY, window=xinit.Window((4, 4), (0, 0)))
+    uneven = DTensor.from_local(
+        torch.zeros(1 if dist.get_rank() else 3, 4), mesh, [Shard(0)], run_check=False, shape=(4, 4), stride=(4, 1)
+    )
+    with raises(ValueError, "local tensor has shape", "dimension 0 differs"):
+        xinit.normal_(uneven, key=KEY)
+    released = distribute_tensor(torch.zeros(4, 4), mesh, [Shard(0)])
+    released._local_tensor.untyped_storage().resize_(0)
+    with raises(RuntimeError, "released"):
+        xinit.normal_(released, key=KEY)
+    state = torch.get_rng_state()
+    for tensor in partial_sum, uneven, released:
+        with raises((ValueError, RuntimeError)):
+            xinit.normal_(tensor)
+        assert torch.equal(torch.get_rng_state(), state), "a refused draw has advanced the generator"
+    larger = DeviceMesh("cpu", torch.arange(4), _init_backend=False, _rank=dist.get_rank())
+    with raises(ValueError, "has 4 ranks, but the process group 2"):
+        xinit.normal_(DTensor.from_local(torch.zeros(1, 4), larger, [Shard(0)], run_check=False), key=KEY)
+    alone = DeviceMesh("cpu", [0])
+    outside = DTensor.from_local(torch.zeros(2, 4), alone, [Replicate()], run_check=False)
+    if dist.get_rank() == 1:
+        with raises(ValueError, "rank 1 is outside the mesh"):
+            xinit.normal_(outside, key=KEY)
+
+    # A model is told which parameter, and left as it was.
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(partial_sum)
+    before = model[0].weight.detach().clone()
+    with raises(ValueError, "1.weight", "Partial"):
+        xinit.init_(model, "torch", KEY)
+    with raises(ValueError, "1.weight", "Partial"):
+        xinit.fingerprint(model)
+    model[1].weight = nn.Parameter(released)
+    with raises(RuntimeError, "1.weight", "released"):
+        xinit.init_(model, "torch", KEY)
+    assert same(model[0].weight.detach(), before)
+    with raises(NotImplementedError, "FullyShardedDataParallel", "before"):
+        xinit.init_(FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu")), "torch", KEY)
+
+
+@case(4)
+def meshes_beside_each_other(world):
+    """Parameters on either dimension of a mesh, and on none."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = plain("llama")
+    whole = xinit.fingerprint(model)
+    for i, module in enumerate(model.layers.values()):
+        for weight in (module.w1, module.wo):
+            submesh = mesh["dp" if i else "tp"]
+            weight.weight = nn.Parameter(distribute_tensor(weight.weight.detach(), submesh, [Shard(i)]))
+    assert xinit.fingerprint(model) == whole
+    xinit.init_(model, LLAMA, KEY.fold_in("other"))
+    assert xinit.fingerprint(model) != whole
+    xinit.init_(model, LLAMA, KEY)
+    assert xinit.fingerprint(model) == whole
+
+
+# ---- processes ----
+
+
+def work(rank, world, chosen, queue):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/rendezvous-{world}", rank=rank, world_size=world)
+    for name in chosen:
+        try:
+            CASES[name](world)
+            problem = ""
+        except BaseException:
+            problem = f"rank {rank}:\n{traceback.format_exc()}"
+        problems = [""] * world
+        dist.all_gather_object(problems, problem)
+        if rank == 0:
+            queue[name] = "\n".join(filter(None, problems))
+            (FOLDER / f"{world}.json").write_text(json.dumps(queue))
+        if any(problems) and not all(problems):
+            break  # the ranks may be out of step
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    FOLDER = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        chosen = [name for name in CASES if name.startswith(f"{world}:") and (len(sys.argv) < 3 or sys.argv[2] in name)]
+        try:
+            torch.multiprocessing.start_processes(work, (world, chosen, {}), nprocs=world, start_method="fork")
+        except ProcessRaisedException as error:
+            (FOLDER / f"{world}.error").write_text(str(error))

@@ -1,0 +1,231 @@
+"""``deferred()``: a model built without its weights, and with a record of how they would have been drawn."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+
+from xinit.accelerate import plain, truncated_normal_in_one_operator
+from xinit.plans import Plan, Row, describe
+from xinit.record import Record, Ref, known, now, on_meta, purge, ref, store_of, without_memory
+from xinit.recorder import Recorder
+from xinit.simplify import fills
+
+_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.share_memory_, Tensor.storage}
+
+
+class _Memory(TorchFunctionMode):
+    """Whoever looks at memory by other ways than operators finds it written."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == _IS_META and plain(args[0]) and store_of(args[0]):
+            return False  # what would do nothing on the meta device is to be recorded
+        kwargs = kwargs or {}
+        if func is torch.tensor and str(kwargs.get("device")) == "meta":
+            with self.recorder.pause():
+                value = func(*args, **kwargs | {"device": "cpu"})
+                return on_meta(value, known(value))
+        if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
+            with self.recorder.pause():
+                args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
+        if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
+            if store.deferred and (not args[0].is_meta or func in _READS):
+                raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
+            self.recorder.flush(store)
+            self.recorder.settle(store)
+        return func(*args, **kwargs)
+
+
+class Modules:
+    """The modules that are built in a context, and their parameters' loss of memory."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.members: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # in order
+        self.parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
+        self.parents = weakref.WeakKeyDictionary()
+
+    def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
+        self.members[module] = None
+        if parameter is None or not plain(parameter):
+            return
+        with torch._C.DisableTorchFunction(), self.recorder.pause():
+            store = store_of(parameter)
+            if store is None:
+                if parameter.is_meta:
+                    return
+                store = known(parameter)
+            store.defer(f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}")
+            if not parameter.is_meta:
+                without_memory(parameter, store)
+
+    def roots(self) -> list[nn.Module]:
+        """The modules that are, as far as is known, no part of another one."""
+        return [module for module in self.members if not ((above := self.parents.get(module)) and above[0]())]
+
+    def name_of(self, module: nn.Module, name: str) -> str:
+        """As much of a parameter's name as is known, after the type of the module where the knowledge ends."""
+        while (above := self.parents.get(module)) and (parent := above[0]()):
+            module, name = parent, f"{above[1]}.{name}"
+        return f"{type(module).__name__}.{name}"
+
+    def seal(self) -> None:
+        """At the end: do what is still put off, and leave with each module what is known of its parameters and buffers."""
+        self.recorder.finish()
+        time = now()
+        for module in {module for root in self.roots() for module in root.modules()}:
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is None or not plain(tensor):
+                    continue
+                store = store_of(tensor)
+                if store is None or not store.deferred:
+                    continue
+                if not tensor.is_meta:
+                    without_memory(tensor, store)
+                record = Record(ref(tensor, store), time, tensor._version)
+                tensor.__dict__["_xinit_record"] = record
+                module.__dict__.setdefault("_xinit_records", {})[name] = record
+        purge()
+
+
+# torch calls these hooks for every module of every thread; each looks for the context of its own thread.
+
+_thread = threading.local()
+_lock = threading.Lock()
+_users = 0
+_handles: list[Any] = []
+
+
+def _on_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    if modules := getattr(_thread, "modules", None):
+        modules.register(module, name, parameter)
+
+
+def _on_buffer(module: nn.Module, name: str, buffer: Tensor | None) -> None:
+    if modules := getattr(_thread, "modules", None):
+        modules.members[module] = None
+
+
+def _on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    if (modules := getattr(_thread, "modules", None)) and submodule is not None:
+        modules.members.update({module: None, submodule: None})
+        modules.parents[submodule] = weakref.ref(module), name
+
+
+class Recorded:
+    """What a :func:`deferred` context has recorded so far; printed, the table of :class:`xinit.Plan`."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is to be done to every parameter that is still without memory."""
+        rows = []
+        roots = self._modules.roots()
+        for root in roots:
+            for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
+                if tensor.device.type == "meta" and (store := store_of(tensor)):
+                    method, std = _described(ref(tensor, store))
+                    rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
+        return tuple(rows)
+
+    def __str__(self) -> str:
+        return str(Plan(self.rows))
+
+    def folded(self) -> str:
+        """The table with one line for the rows that differ only by the numbers in their names."""
+        return Plan(self.rows).folded()
+
+
+def _described(whole: Ref) -> tuple[str, float | None]:
+    """What will be drawn and its standard deviation, or which operators will be done again."""
+    drawn = fills(whole.store, now())
+    if drawn is None:
+        names = [node.func.overloadpacket.__name__ for node in whole.store.until(now())]
+        groups = [(name, len([*group])) for name, group in groupby(names)]
+        return "again: " + ", ".join(f"{name} x{count}" if count > 1 else name for name, count in groups), None
+    words = [
+        describe(what) + ("" if view.numel == whole.numel else f" in {view.numel} elements") for view, what in drawn[0]
+    ]
+    return (", ".join(words), drawn[0][0][1].std) if words else ("never written", None)
+
+
+@contextmanager
+def deferred() -> Iterator[Recorded]:
+    """Within it, modules are built without the memory of their parameters, which :func:`materialize_` draws later.
+
+    Parameters that this thread gives to modules come out on the meta device, whatever they were made of; shapes, dtypes, ties
+    and ``requires_grad`` are those that the constructor chose, and buffers and other tensors are real. Every operator that
+    would have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR
+    decomposition of ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
+
+    Gives:
+        the plan, which prints as a table of parameters and what they will be drawn from.
+
+    Raises:
+        RuntimeError: at the line where something takes values that do not exist yet, and so cannot be recorded, such as
+            ``item()`` of a parameter; it names parameter and operator.
+
+    Example:
+        >>> import torch, xinit
+        >>> with xinit.deferred() as plan:
+        ...     model = torch.nn.Embedding(1000, 64, padding_idx=0)
+        >>> print(plan)
+        name    shape       dtype    method                        std
+        weight  (1000, 64)  float32  normal, zeros in 64 elements  1
+        <BLANKLINE>
+        1 parameter, 64,000 elements, 250.0 KiB
+        >>> model = xinit.materialize_(model, key=xinit.Key(0))
+        >>> weight = xinit.normal_(torch.empty(1000, 64), key=xinit.Key(0).fold_in("weight"))
+        >>> torch.equal(model.weight[1:], weight[1:]), model.weight[0].any().item()
+        (True, False)
+    """
+    global _users
+    if modules := getattr(_thread, "modules", None):
+        yield Recorded(modules)
+        return
+    recorder = Recorder()
+    modules = Modules(recorder)
+    with _lock:
+        if not _users:
+            _handles[:] = [
+                hooks.register_module_parameter_registration_hook(_on_parameter),
+                hooks.register_module_buffer_registration_hook(_on_buffer),
+                hooks.register_module_module_registration_hook(_on_module),
+            ]
+        _users += 1
+    _thread.modules = modules
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(truncated_normal_in_one_operator())
+            stack.enter_context(_Memory(recorder))
+            stack.enter_context(recorder)
+            yield Recorded(modules)
+    finally:
+        _thread.modules = None
+        with _lock:
+            _users -= 1
+            if not _users:
+                for handle in _handles:
+                    handle.remove()
+        modules.seal()

@@ -1,0 +1,295 @@
+"""``materialize_()``: what :func:`xinit.deferred` has recorded, drawn; ``audit()``: what is still to be drawn."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from xinit.accelerate import plain
+from xinit.keys import Key
+from xinit.record import Node, Record, Ref, Store, now, purge, ref, store_of
+from xinit.replay import needed, replay
+from xinit.simplify import box, fills
+from xinit.window import Window
+from xinit.writes import Write, canonical_name, fill_writes_, named_parameters
+
+
+@dataclass(eq=False)
+class _Target:
+    """A parameter or buffer that is to get its memory."""
+
+    name: str
+    tensor: Tensor
+    record: Record
+
+    @property
+    def store(self) -> Store:
+        return self.record.ref.store
+
+    @property
+    def whole(self) -> Ref:
+        return self.record.ref
+
+    def writes(self, key: Key) -> tuple[list[Write], set[Store]] | None:
+        """Its history as fills of boxes, if it is that, and the storages whose draws these repeat."""
+        drawn = fills(self.store, self.record.time)
+        if drawn is None:
+            return None
+        writes = []
+        for view, what in drawn[0]:
+            where = box(view, self.whole)
+            if where is None:
+                return None
+            part = where[1] != self.whole.size
+            frame = Window(self.whole.size, where[0]) if part and what.name != "constant" else None
+            writes.append(Write(what, key.fold_in(self.name), *where, frame))
+        return writes, drawn[1]
+
+    def written(self) -> bool:
+        """Whether anything was ever written to it."""
+        return bool(self.store.until(self.record.time)) or not self.whole.numel
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The modules that hold each tensor, by its id, and the names under which they do."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((module, name))
+    return places
+
+
+def _record(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
+    """What is known of a tensor on the meta device.
+
+    By its storage; or, if it has another one since, as by ``model.half()``, by what was left with the tensor; or, if it is
+    another tensor since, as by ``copy.deepcopy``, with its module.
+    """
+    if not plain(tensor):
+        return None
+    left: Record | None = tensor.__dict__.get("_xinit_record")
+    store = store_of(tensor)
+    if store is not None and store.deferred:
+        return Record(ref(tensor, store), now(), left.version if left else tensor._version)
+    if isinstance(tensor, nn.Parameter) and left is not None:
+        return left
+    record: Record | None
+    for record in [left, *(module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)]:
+        if record is not None and record.ref.size == tuple(tensor.shape):
+            return record._replace(version=tensor._version)
+    return None
+
+
+def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[str]]:
+    """What has a record, parameters first, and the names of what is on the meta device without one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
+    places = _places(model)
+    buffers = [(canonical_name(name), buffer) for name, buffer in model.named_buffers()]
+    targets, unknown = [], []
+    for name, tensor in [*named_parameters(model), *buffers]:
+        if tensor.device.type == "meta":  # is_meta would say what deferred() has it say
+            record = _record(tensor, places.get(id(tensor), []))
+            if record is None:
+                unknown.append(name)
+            else:
+                targets.append(_Target(name, tensor, record))
+    return targets, unknown
+
+
+def materialize_(
+    model: nn.Module, device: torch.device | str | None = None, key: Key | None = None, progress: bool = False
+) -> nn.Module:
+    """Give the parameters of a model built within :func:`deferred` their memory and their values, all in one fill.
+
+    Each parameter is drawn as the constructor would have drawn it, in its dtype, from ``key.fold_in(name)`` with its fully
+    qualified name, once, however often the constructor did. What is not a fill is done again, its random numbers keyed by the
+    name of the parameter that they are for and their number. A parameter that is a copy of another one of the model is a copy
+    here too; one that was copied from a template that is not part of the model, as in ``nn.TransformerEncoder``, is drawn
+    for itself. Parameters stay the same objects; buffers, and parameters that are real already, are moved.
+
+    Args:
+        model: what was built, or a part of it, or a module that it is part of.
+        device: where; the CPU by default.
+        key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs.
+        progress: show a bar; takes tqdm.
+
+    Returns:
+        the model.
+
+    Raises:
+        TypeError: if model, device or key are not of these types.
+        RuntimeError: before anything has changed: if the model has no deferred parameters, or some that were put on the meta
+            device elsewhere or written to after the context, which are named.
+
+    Warns:
+        UserWarning: of parameters that the constructor never wrote; they hold what the memory held.
+
+    Example:
+        >>> import torch, xinit
+        >>> with xinit.deferred():
+        ...     model = torch.nn.Linear(100, 200)
+        >>> _ = xinit.materialize_(model, key=xinit.Key(0))
+        >>> weight = xinit.uniform_(torch.empty(200, 100), -0.1, 0.1, key=xinit.Key(0).fold_in("weight"))
+        >>> torch.allclose(model.weight, weight)
+        True
+    """
+    with _disable_current_modes(), torch._C.DisableTorchFunction():  # within a deferred() too, this is for real
+        unwritten = _materialize_(model, device, key, progress)
+    if unwritten:
+        warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
+    return model
+
+
+def _materialize_(model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool) -> list[str]:
+    """Returns the names of what was never written."""
+    targets, unknown = _targets(model, "materialize_")
+    if key is not None and not isinstance(key, Key):
+        raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
+    where = torch.empty(0, device=device or "cpu").device  # with its index
+    if unknown:
+        raise RuntimeError(
+            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()?"
+        )
+    if not targets:
+        raise RuntimeError(
+            "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
+            "xinit.deferred()"
+        )
+    late = [t.name for t in targets if t.tensor._version != t.record.version and not _recorded_since(t)]
+    if late:
+        raise RuntimeError(
+            f"materialize_: {', '.join(late)} was written to after the xinit.deferred() context, so that it is not known how"
+        )
+    if key is None:
+        key = Key(int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(1 << 63), None)))
+    values = _drawn(targets, where, key, progress)
+
+    for target, value in zip(targets, values, strict=True):
+        if isinstance(target.tensor, nn.Parameter):
+            value = Tensor._make_subclass(type(target.tensor), value, target.tensor.requires_grad)
+        torch._C._swap_tensor_impl(target.tensor, value)
+        target.tensor.__dict__.pop("_xinit_record", None)
+        if not target.written():
+            target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
+    for module in model.modules():
+        module.__dict__.pop("_xinit_records", None)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device != where:
+            tensor.data = tensor.data.to(where)
+    purge()
+    return [target.name for target in targets if not target.written()]
+
+
+def _recorded_since(target: _Target) -> bool:
+    left = target.tensor.__dict__.get("_xinit_record")
+    return left is None or any(node.time > left.time for node in target.store.nodes)
+
+
+def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: bool) -> list[Tensor]:
+    """The values of all targets, in their order: fills in one batch, and everything else done again."""
+    replayed: set[_Target] = set()
+    nodes: dict[Node, None] = {}
+    keys: dict[Node, tuple[Key, Ref | None]] = {}
+    owned = Counter(target.store for target in targets)
+    # Two parameters that are views of one storage take their values in the order of time.
+    alone = [target for target in targets if owned[target.store] == 1]
+    simple = {target: found for target in alone if (found := target.writes(key)) is not None}
+    while True:
+        # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
+        read = {ref.store for node in nodes for ref in node.refs}
+        shared = owned.keys() | read
+        rest = [
+            target
+            for target in targets
+            if target not in replayed
+            and (target not in simple or target.store in read or not shared.isdisjoint(simple[target][1]))
+        ]
+        if not rest:
+            break
+        replayed.update(rest)
+        for target in rest:
+            nodes |= dict.fromkeys(needed(target.store, target.record.time))
+    again = [target for target in targets if target in replayed]
+    writes = {target: simple[target][0] for target in targets if target not in replayed}
+
+    # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
+    own = {
+        node: t
+        for t in reversed(again)
+        for node in t.store.until(t.record.time)
+        if node.fill and box(node.fill[0], t.whole)
+    }
+    known: set[Node] = set()
+    for target in again:
+        count = 0
+        for node in needed(target.store, target.record.time, known):
+            known.add(node)
+            if node in own:
+                keys[node] = key.fold_in(own[node].name), own[node].whole
+            elif node.random:
+                keys[node] = key.fold_in(target.name).fold_in(count), None
+                count += 1
+    storages = replay(nodes, keys, {target.store for target in again}, device)
+
+    values: dict[_Target, Tensor] = {}
+    for target in targets:
+        whole, dtype = target.whole, target.tensor.dtype
+        if target in writes and dtype != whole.dtype:
+            values[target] = torch.empty_strided(
+                target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device
+            )
+            continue
+        if target.store not in storages:
+            memory = torch.empty(target.store.nbytes, dtype=torch.uint8, device=device)
+            storages[target.store] = memory.untyped_storage()
+        values[target] = whole.of(storages[target.store]).to(dtype)
+    fill_writes_([(t.name, values[t], todo) for t, todo in writes.items()], progress, "materialize_")
+    return [values[target] for target in targets]
+
+
+class Audit(list[tuple[str, str]]):
+    """Names of parameters and buffers, and what is wrong with each; printed, a table."""
+
+    def __str__(self) -> str:
+        width = max((len(name) for name, _ in self), default=0)
+        return "\n".join(f"{name:{width}}  {problem}" for name, problem in self)
+
+
+def audit(model: nn.Module) -> Audit:
+    """The parameters and buffers of a model that have no values: without memory, or never written.
+
+    Returns:
+        a list of names and problems, which prints as a table; it is empty, and so false, if all is well.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+
+    Example:
+        >>> import torch, xinit
+        >>> with xinit.deferred():
+        ...     model = torch.nn.Linear(100, 200, bias=False)
+        >>> print(xinit.audit(model))
+        weight  deferred: on the meta device until materialize_
+        >>> xinit.audit(xinit.materialize_(model))
+        []
+    """
+    targets, unknown = _targets(model, "audit")
+    problems: dict[str, str] = dict.fromkeys(unknown, "on the meta device, built outside of deferred()")
+    for target in targets:
+        written = "deferred: on the meta device until materialize_"
+        problems[target.name] = written if target.written() else "deferred, but never written by the constructor"
+    rows = Audit()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        canonical = canonical_name(name)
+        if canonical in problems:
+            rows.append((canonical, problems[canonical]))
+        elif tensor.__dict__.get("_xinit_unwritten", -1) == tensor._version:
+            rows.append((canonical, "never written"))
+    return rows

@@ -1,0 +1,297 @@
+"""What has been done to a storage, written down operator by operator: what :func:`xinit.deferred` keeps instead of weights.
+
+A :class:`Store` is the history of one storage, a list of nodes in the order of time; a :class:`Node` is one operator, its
+tensor arguments given as a :class:`Ref`, a strided view of a storage as it was just before, or as a copy of data that no
+recorded operator has made. Nothing else is needed to do it all again, elsewhere and with other random numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xinit.accelerate import _DTYPES
+from xinit.distributions import (
+    Distribution,
+    constant,
+    kaiming_normal,
+    kaiming_uniform,
+    variance_scaling,
+    xavier_normal,
+    xavier_uniform,
+)
+
+_aten, _ops = torch.ops.aten, torch.ops.xinit
+_clock = itertools.count()
+
+
+class Ref(NamedTuple):
+    """A strided view of a storage, in elements of its dtype."""
+
+    store: Store
+    dtype: torch.dtype
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.size).numel()
+
+    def of(self, storage: torch.UntypedStorage) -> Tensor:
+        """The view of that storage."""
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage, self.offset, self.size, self.stride)
+
+    def dense(self) -> bool:
+        """Whether no element is missing in between, and none is there twice."""
+        expected = 1
+        for stride, size in sorted((s, n) for s, n in zip(self.stride, self.size, strict=True) if n != 1):
+            if stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def whole(self) -> bool:
+        """Whether it is all of the storage."""
+        return self.offset == 0 and self.numel * self.dtype.itemsize == self.store.nbytes and self.dense()
+
+
+class Data(NamedTuple):
+    """Values that were there before anything was recorded."""
+
+    tensor: Tensor
+
+
+@dataclass(eq=False)
+class Node:
+    """One operator that was called, or would have been."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    fill: tuple[Ref, Distribution] | None = None  # if it is but a fill of that view
+    outputs: list[tuple[int, Ref]] = field(default_factory=list)  # new storages, by the position among what it returned
+    answer: bool | None = None  # if it asks about values: what they have to say
+    time: int = field(default_factory=lambda: next(_clock))
+
+    @property
+    def refs(self) -> list[Ref]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_leaf) if isinstance(leaf, Ref)]
+
+    @property
+    def stores(self) -> set[Store]:
+        return {ref.store for ref in self.refs} | {ref.store for _, ref in self.outputs}
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers itself."""
+        if self.fill:
+            return self.fill[1].name != "constant"
+        return torch.Tag.nondeterministic_seeded in self.func.tags and self.kwargs.get("key") is None
+
+    def overwrites(self, store: Store) -> bool:
+        """Whether nothing of what the storage held before is left."""
+        if self.fill:
+            return self.fill[0].whole()
+        if self.func is _aten.copy_.default:
+            target, source = self.args[:2]
+            return bool(
+                target.store is store and target.whole() and not (isinstance(source, Ref) and source.store is store)
+            )
+        return any(ref.store is store for _, ref in self.outputs)
+
+    def run(self, tensor: Callable[[Ref | Data], Tensor], **replaced: Any) -> Any:
+        """Do it, on those tensors."""
+        args, kwargs = tree_map(
+            lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf,
+            (self.args, self.kwargs),
+            is_leaf=_is_leaf,
+        )
+        return self.func(*args, **(kwargs | {name: value for name, value in replaced.items() if name in kwargs}))
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, (Ref, Data))
+
+
+class Store:
+    """The history of one storage.
+
+    Attributes:
+        nodes: all that was done to it.
+        lazy: nothing of it has been done yet: the memory exists, but has not been touched.
+        deferred: it is, or depends on, a parameter, so nothing of it will be done here.
+        random: random numbers went into it.
+        label: the parameter that it is or depends on, as far as its name is known.
+    """
+
+    def __init__(self, storage: torch.UntypedStorage, *, lazy: bool = False, deferred: bool = False, label: str = ""):
+        self.nodes: list[Node] = []
+        self.random = False
+        self.nbytes = storage.nbytes()
+        self.lazy, self.deferred, self.label = lazy, deferred, label
+        self.held: list[torch.UntypedStorage] = []  # what it will be made of, as long as it is lazy
+        self.followers: list[weakref.ref[Store]] = []  # lazy ones that will be made of it
+        self.storages: list[StorageWeakRef] = []  # the real one, and the one on the meta device
+        self.stand_for(storage)
+
+    def stand_for(self, storage: torch.UntypedStorage) -> None:
+        """Be the history of that storage too."""
+        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        self.storages.append(reference)
+        _stores[reference.cdata] = (reference, self)
+
+    def storage(self, meta: bool) -> torch.UntypedStorage | None:
+        """The storage on the meta device, or the real one, if it is still there."""
+        for reference in self.storages:
+            if not reference.expired():  # type: ignore[no-untyped-call]
+                storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                if storage is not None and (storage.device.type == "meta") == meta:
+                    return storage
+        return None
+
+    def defer(self, label: str) -> None:
+        """Nothing of it will be done here, nor of what was put off that takes its values."""
+        self.lazy, self.deferred, self.label, self.held = False, True, self.label or label, []
+        for follower in self.lazy_followers():
+            follower.defer(self.label)
+
+    def lazy_followers(self) -> list[Store]:
+        return [store for reference in self.followers if (store := reference()) and store.lazy]
+
+    def forget(self) -> None:
+        """What it holds from now on is data like any other."""
+        for reference in self.storages:
+            _stores.pop(reference.cdata, None)
+
+    def add(self, node: Node) -> None:
+        self.nodes.append(node)
+        self.random = self.random or node.random or any(ref.store.random for ref in node.refs)
+
+    def until(self, time: int) -> list[Node]:
+        """What was done to it before that time and can still be seen then; and all that was asked about it."""
+        nodes = [node for node in self.nodes if node.time < time]
+        start = max((i for i, node in enumerate(nodes) if node.overwrites(self)), default=0)
+        return [node for node in nodes[:start] if node.answer is not None] + nodes[start:]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
+        return self  # history does not change by being copied
+
+    def __reduce__(self) -> str:
+        raise RuntimeError(
+            "deferred: a model that is not materialized yet cannot be pickled; its code can build it again"
+        )
+
+
+# By the storage's address, which cannot be used anew as long as there is a weak reference to it.
+_stores: dict[int, tuple[StorageWeakRef, Store]] = {}
+
+
+def store_of(tensor: Tensor) -> Store | None:
+    """The history of a plain tensor's storage, if it has one."""
+    entry = _stores.get(tensor.untyped_storage()._cdata)
+    return entry[1] if entry else None
+
+
+def ref(tensor: Tensor, store: Store) -> Ref:
+    if tensor.is_conj() or tensor.is_neg():
+        raise RuntimeError("deferred: a lazily conjugated or negated view cannot be recorded")
+    return Ref(store, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+def known(tensor: Tensor) -> Store:
+    """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
+    storage = tensor.untyped_storage()
+    store = Store(storage)
+    if tensor.is_meta:
+        return store
+    size = storage.nbytes() // tensor.dtype.itemsize
+    view = Ref(store, tensor.dtype, (size,), (1,), 0)
+    store.add(Node(_aten.clone.default, (Data(view.of(storage).clone()),), {}, outputs=[(0, view)]))
+    return store
+
+
+def on_meta(tensor: Tensor, store: Store) -> Tensor:
+    """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
+    store.defer(store.label)
+    storage = store.storage(meta=True)
+    if storage is None:
+        storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+        store.stand_for(storage)
+    return ref(tensor, store).of(storage)
+
+
+def without_memory(tensor: Tensor, store: Store) -> None:
+    """Move a tensor to the meta device, in place."""
+    meta = on_meta(tensor, store)
+    if isinstance(tensor, nn.Parameter):
+        meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, meta)
+
+
+def now() -> int:
+    """A time after all that was recorded so far."""
+    return next(_clock)
+
+
+class Record(NamedTuple):
+    """What a parameter was at the end of the context: a view of a storage's history."""
+
+    ref: Ref
+    time: int
+    version: int  # of the parameter, which counts what is written to it
+
+
+def purge() -> None:
+    """Forget the histories of storages that are no more."""
+    for address, (reference, _) in list(_stores.items()):
+        if reference.expired():  # type: ignore[no-untyped-call]
+            _stores.pop(address, None)
+
+
+# Operators that only fill a tensor: the name of the distribution, its parameters with their defaults, and whether by a fan.
+_FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
+    _aten.zero_.default: ("constant", ()),
+    _aten.fill_.Scalar: ("constant", ()),
+    _aten.fill_.Tensor: ("constant", ()),
+    _aten.copy_.default: ("constant", ()),  # of a single number
+    _aten.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
+    _aten.uniform_.default: ("uniform", (("from", 0.0), ("to", 1.0))),
+    _ops.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
+    _ops.uniform_.default: ("uniform", (("a", 0.0), ("b", 1.0))),
+    _ops.trunc_normal_.default: ("truncated_normal", (("mean", 0.0), ("std", 1.0), ("a", -2.0), ("b", 2.0))),
+}
+# Those that need the fans of the tensor.
+_SCALED: dict[Any, Callable[..., Distribution]] = {
+    getattr(_ops, what.__name__ + "_").default: what
+    for what in (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, variance_scaling)
+}
+
+
+def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
+    """What an in-place operator fills its first argument with, if it does that and nothing else."""
+    if args[0].dtype not in _DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
+        return None  # with a key or a window, its values are chosen already
+    if func in _SCALED:
+        return _SCALED[func](*args[1:]).resolve(args[0].shape)
+    if func not in _FILLS:
+        return None
+    name, parameters = _FILLS[func]
+    if name == "constant":
+        value = args[1] if len(args) > 1 else 0.0
+        if isinstance(value, Tensor):
+            if value.dim() or value.is_meta or store_of(value):
+                return None
+            value = value.item()
+        return None if isinstance(value, complex) else constant(value)
+    given = [*args[1:], *(kwargs.get(name, default) for name, default in parameters[len(args) - 1 :])]
+    return Distribution(name, tuple(map(float, given)))

@@ -1,0 +1,337 @@
+"""Who writes the histories: a mode that sees every operator of a thread while modules are built."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xinit.accelerate import plain
+from xinit.distributions import Distribution
+from xinit.keys import Key
+from xinit.record import Data, Node, Ref, Store, distribution, known, ref, store_of
+from xinit.replay import needed, replay
+
+_aten = torch.ops.aten
+_EMPTY = frozenset(
+    {
+        _aten.empty.memory_format,
+        _aten.empty_like.default,
+        _aten.empty_strided.default,
+        _aten.new_empty.default,
+        _aten.new_empty_strided.default,
+    }
+)
+# Those that make a tensor and fill it: the operator that fills, and which argument is the value, if there is one.
+_FACTORIES: dict[Any, tuple[Any, int]] = {
+    **{getattr(_aten, name).default: (_aten.zero_.default, 0) for name in ("zeros", "zeros_like", "new_zeros")},
+    **{getattr(_aten, name).default: (_aten.fill_.Scalar, 9) for name in ("ones", "ones_like", "new_ones")},
+    **{
+        getattr(_aten, name).default: (_aten.fill_.Scalar, n)
+        for name, n in (("full", 1), ("full_like", 1), ("new_full", 2))
+    },
+    **{
+        getattr(getattr(_aten, name + suffix), overload): (fill, 0)
+        for suffix in ("", "_like")
+        for name, fill in (("rand", _aten.uniform_.default), ("randn", _aten.normal_.default))
+        for overload in {"default", "generator"} & set(getattr(_aten, name + suffix).overloads())
+    },
+    _aten.normal.float_float: (_aten.normal_.default, 0),
+}
+# Those that can be put off too, for one tensor and numbers.
+_POINTWISE = frozenset(
+    {
+        *(getattr(_aten, name).Tensor for name in ("mul", "div", "add", "sub")),
+        *(getattr(_aten, name).default for name in ("neg", "clone", "_to_copy")),
+    }
+)
+_SMALL = 1 << 14  # bytes: not worth to be left untouched
+# They return what they were given, or change what a tensor is a view of; they do not look at values.
+_VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator of this thread, and writes down those that concern parameters or random numbers.
+
+    A tensor that is made by a factory exists, but its memory is not touched as long as it is only filled: most of them become
+    parameters, and a parameter has no memory. Whatever else is done with such a tensor is preceded by what was put off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.paused = False
+        self.lazy: list[weakref.ref[Store]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self._see(func, args, kwargs or {})
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.paused or func.is_view or func in _VIEWS:
+            return func(*args, **kwargs)
+        if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
+            return func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not all(plain(tensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        if func in _EMPTY or func in _FACTORIES:
+            return self._make(func, args, kwargs)
+        stores = [store for store in map(store_of, tensors) if store]
+        meta = any(tensor.is_meta for tensor in tensors) or str(kwargs.get("device")) == "meta"
+        if not (stores or meta or torch.Tag.nondeterministic_seeded in func.tags):
+            return func(*args, **kwargs)
+        if (filled := self._fill(func, args, kwargs)) is not None:
+            return filled[0]
+        if meta or any(store.deferred for store in stores):
+            return self._record(func, args, kwargs, tensors)
+        if func in _POINTWISE and len(tensors) == 1 and (store := stores[0]).lazy and store.nbytes > _SMALL:
+            return self._put_off(func, args, kwargs)
+        for store in stores:
+            self.flush(store)
+        written = _written(func, args, kwargs)
+        for store in filter(None, map(store_of, written)):
+            self.settle(store)
+        if torch.Tag.nondeterministic_seeded not in func.tags and not any(store.random for store in stores):
+            for changed in map(store_of, written):
+                if changed is not None:
+                    changed.forget()
+            return func(*args, **kwargs)
+        node = self._node(func, args, kwargs, written)
+        output = func(*args, **kwargs)
+        self._add(node, output, written)
+        return output
+
+    def _make(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A new tensor, its memory not touched if it is of some size."""
+        if func in _EMPTY or kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided):
+            tensor = func(*args, **kwargs)
+        else:
+            like = args[0].device if args and isinstance(args[0], Tensor) else torch.device("cpu")
+            shape = func(*args, **kwargs | {"device": "meta"} | ({"generator": None} if "generator" in kwargs else {}))
+            tensor = torch.empty_strided(
+                shape.shape, shape.stride(), dtype=shape.dtype, device=kwargs.get("device") or like
+            )
+        if not plain(tensor):
+            return tensor
+        store = Store(tensor.untyped_storage(), lazy=not tensor.is_meta, deferred=tensor.is_meta)
+        if store.lazy:
+            self.lazy.append(weakref.ref(store))
+        if func in _FACTORIES:
+            fill, index = _FACTORIES[func]
+            values: tuple[Any, ...] = ()
+            if func is _aten.normal.float_float:
+                values = args[:2]
+            elif fill is _aten.fill_.Scalar:
+                values = (args[index] if index < len(args) else kwargs.get("fill_value", 1),)
+            generator = kwargs.get("generator")
+            self._fill(fill, (tensor, *values), {"generator": generator} if generator else {})
+        return tensor
+
+    def _put_off(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """A new tensor, of values that can wait as long as those of its source."""
+        source = args[0]
+        twin = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device="meta")
+        shape = func(twin, *args[1:], **kwargs | ({"device": "meta"} if "device" in kwargs else {}))
+        tensor = torch.empty_strided(
+            shape.shape, shape.stride(), dtype=shape.dtype, device=kwargs.get("device") or source.device
+        )
+        store, origin = Store(tensor.untyped_storage(), lazy=True), store_of(source)
+        assert origin is not None
+        store.add(Node(func, (ref(source, origin), *args[1:]), kwargs, outputs=[(0, ref(tensor, store))]))
+        store.held.append(source.untyped_storage())
+        origin.followers.append(weakref.ref(store))
+        self.lazy.append(weakref.ref(store))
+        return tensor
+
+    def _fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """Put off, or do, an operator that only fills a tensor whose history is known; gives back what it returns."""
+        target = args[0] if args and isinstance(args[0], Tensor) else None
+        store = None if target is None else store_of(target)
+        if target is None or store is None:
+            return None
+        drawn = distribution(func, args, kwargs)
+        if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
+            return None
+        self.settle(store)
+        returns = func._schema.returns
+        view = ref(target, store)
+        if drawn is None or not _sound(drawn):
+            twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
+            func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # or its own error
+        if store.deferred:
+            kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+        rest = args[1:]
+        if drawn and drawn.name == "constant":
+            func, rest, kwargs = _aten.fill_.Scalar, drawn.parameters, {}  # not the tensor that the number came in
+        store.add(Node(func, (view, *rest), kwargs, (view, drawn) if drawn else None))
+        if store.lazy and store.nbytes <= _SMALL:
+            self.flush(store)
+        elif not store.lazy and not store.deferred:
+            func(target, *rest, **kwargs)
+        return (target,) if returns else (None,)
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        """Write down an operator whose values there will be only at the end: run it on the meta device."""
+        label = next(
+            (store.label for store in map(store_of, tensors) if store and store.label), "a tensor on the meta device"
+        )
+        if func is _aten.resize_.default:
+            raise RuntimeError(f"deferred: {func} of {label} cannot be recorded")
+        replaced = {"device": torch.device("meta")} if kwargs.get("device") else {}
+        if kwargs.get("generator"):
+            kwargs = kwargs | {"generator": None}
+        written = _written(func, args, kwargs)
+        node = self._node(func, args, kwargs, written)
+        real: dict[int, Tensor] = {}
+
+        def twin(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.is_meta:
+                return leaf
+            meta = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            real[id(meta)] = leaf
+            twins.append(meta)  # an id is one as long as its tensor lives
+            return meta
+
+        twins: list[Tensor] = []
+        shapes = [tensor.shape for tensor in written]
+        metas, options = tree_map(twin, (args, kwargs))
+        try:
+            output = func(*metas, **options | replaced)
+        except Exception as error:
+            output = self._rehearse(node, label, error)
+        if [tensor.shape for tensor in written] != shapes:
+            raise RuntimeError(f"deferred: {func}, which resizes what depends on {label}, cannot be recorded")
+        output = tree_map(lambda leaf: real.get(id(leaf), leaf), output)
+        self._add(node, output, written, label)
+        return output
+
+    def _rehearse(self, node: Node, label: str, error: Exception) -> Any:
+        """What an operator returns that the meta device cannot tell: from values that have been drawn to no other end.
+
+        Only what does not depend on the numbers: shapes, and the answer to a question. That it does not is checked when the
+        parameters get their values. What no random number went into is known anyway.
+        """
+        stores = {ref.store for ref in node.refs}
+        nodes = [other for store in stores for other in needed(store, node.time)]
+        keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
+        try:
+            storages = replay(nodes, keys, stores, torch.device("cpu"))
+            output = node.run(
+                lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu()
+            )
+        except Exception:
+            output = None
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if isinstance(output, bool) and keys:
+            node.answer = output
+            for store in {store for other in nodes for store in other.stores}:
+                store.add(node)
+        elif output is None or (keys and not tensors):
+            raise RuntimeError(
+                f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet ({error})"
+            ) from error
+        return tree_map(
+            lambda leaf: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            if isinstance(leaf, Tensor)
+            else leaf,
+            output,
+        )
+
+    def _node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]) -> Node:
+        for tensor in written:
+            if store_of(tensor) is None:
+                known(tensor)
+
+        def leaf_of(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if store := store_of(leaf):
+                return ref(leaf, store)
+            if leaf.is_meta:
+                raise RuntimeError(
+                    f"deferred: {func} takes a tensor that was put on the meta device outside of the context"
+                )
+            return Data(leaf.detach().clone())
+
+        return Node(func, *tree_map(leaf_of, (args, kwargs)))
+
+    def _add(self, node: Node, output: Any, written: list[Tensor], label: str | None = None) -> None:
+        for i, leaf in enumerate(tree_leaves(output)):
+            if isinstance(leaf, Tensor) and store_of(leaf) is None:
+                store = Store(leaf.untyped_storage(), deferred=label is not None, label=label or "")
+                node.outputs.append((i, ref(leaf, store)))
+                store.add(node)
+        for store in {store for store in map(store_of, written) if store}:
+            store.add(node)
+            if label is not None:
+                store.defer(label)
+
+    def flush(self, store: Store) -> None:
+        """Do what was put off."""
+        storage = store.storage(meta=False)
+        if not store.lazy or storage is None:
+            return
+        for source in {leaf.store for node in store.nodes for leaf in node.refs} - {store}:
+            self.flush(source)
+        store.lazy = False
+        with self.pause(), torch.no_grad():
+            for node in store.nodes:
+                result = node.run(_real)
+                for _, view in node.outputs:
+                    view.of(storage).copy_(result)
+        store.held.clear()
+
+    def finish(self) -> None:
+        """Do all that is still put off."""
+        for reference in self.lazy:
+            if (store := reference()) and not store.deferred:
+                self.flush(store)
+
+    def settle(self, store: Store) -> None:
+        """Do what was put off and takes the values that a storage has now, since they are about to change."""
+        for follower in store.lazy_followers():
+            self.flush(follower)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """For operators of its own."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+
+def _real(leaf: Ref | Data) -> Tensor:
+    assert isinstance(leaf, Ref)  # what is put off takes no other
+    storage = leaf.store.storage(meta=False)
+    assert storage is not None  # as whoever waits for its values holds it
+    return leaf.of(storage)
+
+
+def _sound(what: Distribution) -> bool:
+    """Whether the parameters are such that no operator refuses them."""
+    a, b = (*what.parameters, 0.0)[:2]
+    if not max(map(abs, what.parameters)) < 6e4:
+        return False
+    return what.name == "constant" or (what.name == "normal" and b >= 0) or (what.name == "uniform" and a <= b)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments that the operator writes to."""
+    if not func._schema.is_mutable:
+        return []
+    written = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return written

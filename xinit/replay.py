@@ -1,0 +1,121 @@
+"""Histories done again: on another device, with random numbers that follow from a key and a parameter's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xinit.distributions import fill_many_
+from xinit.keys import Key
+from xinit.record import Data, Node, Ref, Store
+from xinit.simplify import box
+from xinit.window import Window
+
+
+def needed(store: Store, time: int, known: Iterable[Node] = ()) -> list[Node]:
+    """The operators, in their order, on which the values of a storage at a time depend; without those already known."""
+    found: set[Node] = set()
+    known, seen, todo = set(known), {(store, time)}, [(store, time)]
+    while todo:
+        for node in (at := todo.pop())[0].until(at[1]):
+            if node not in found:
+                found.add(node)
+                steps = {(ref.store, node.time) for ref in node.refs if ref.store is not at[0]} - seen
+                seen |= steps
+                todo += steps
+    return sorted(found - known, key=lambda node: node.time)
+
+
+def replay(
+    nodes: Iterable[Node],
+    keys: Mapping[Node, tuple[Key, Ref | None]],
+    kept: Iterable[Store],
+    device: torch.device,
+) -> dict[Store, torch.UntypedStorage]:
+    """Do operators again, in the order of time.
+
+    Args:
+        nodes: all that are needed.
+        keys: for each that draws its key, and the parameter of which it fills a box if the key is that parameter's own.
+        kept: whose values are wanted; all others are given up after their last use.
+        device: where.
+    """
+    nodes = sorted(nodes, key=lambda node: node.time)
+    kept = set(kept)
+    storages: dict[Store, torch.UntypedStorage] = {}
+    last = {store: node for node in nodes for store in node.stores}
+
+    def tensor(leaf: Ref | Data) -> Tensor:
+        if isinstance(leaf, Data):
+            return leaf.tensor.to(device)
+        if leaf.store not in storages:
+            memory = torch.empty(leaf.store.nbytes, dtype=torch.uint8, device=device)
+            storages[leaf.store] = memory.untyped_storage()
+        return leaf.of(storages[leaf.store])
+
+    with torch.no_grad():
+        for node in nodes:
+            if node.fill:
+                _fill(node.fill, keys.get(node), tensor)
+            else:
+                results = tree_leaves(_run(node, keys.get(node), tensor, device))
+                expected: list[Any] = (
+                    [node.answer] if node.answer is not None else [ref.size for _, ref in node.outputs]
+                )
+                found = results if node.answer is not None else [tuple(results[i].shape) for i, _ in node.outputs]
+                if expected != found:
+                    raise RuntimeError(
+                        f"materialize_: the model was built for {node.func} to give {expected}, but with these values it "
+                        f"gives {found}"
+                    )
+                for i, ref in node.outputs:
+                    result = results[i]
+                    storage = result.untyped_storage()
+                    same = (tuple(result.shape), result.stride(), result.storage_offset()) == ref[2:]
+                    if same and storage.nbytes() == ref.store.nbytes and storage.device == device:
+                        storages[ref.store] = storage
+                    else:
+                        tensor(ref).copy_(result)
+            for store in node.stores:
+                if last[store] is node and store not in kept:
+                    storages.pop(store, None)
+    return storages
+
+
+def _fill(fill: Any, keyed: tuple[Key, Ref | None] | None, tensor: Any) -> None:
+    view, what = fill
+    key, parameter = keyed or (Key(0), None)  # a constant takes none
+    where = box(view, parameter) if parameter else None
+    if where is None or parameter is None:
+        fill_many_([tensor(view)], [what], [key])
+        return
+    offsets, shape = where
+    part = tensor(parameter)[tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))]
+    fill_many_([part], [what], [key], [Window(parameter.size, offsets)])
+
+
+def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: torch.device) -> Any:
+    if keyed is None:
+        return node.run(tensor, device=device, generator=None)
+    key = keyed[0]
+    if node.func.namespace == "xinit":
+        return node.func(*(tensor(leaf) if isinstance(leaf, Ref) else leaf for leaf in node.args), key=key.words)
+    # Numbers that xinit does not draw: torch's, on the CPU, so that they are the same on every device.
+    copies: dict[Ref, Tensor] = {}
+
+    def on_cpu(leaf: Ref | Data) -> Tensor:
+        if isinstance(leaf, Data):
+            return leaf.tensor.cpu()
+        return copies.setdefault(leaf, tensor(leaf).cpu())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key.fold_in("torch").stream)
+        results = node.run(on_cpu, device=torch.device("cpu"), generator=None)
+    if node.func._schema.is_mutable:
+        for ref, copy in copies.items():
+            tensor(ref).copy_(copy)
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, results)

@@ -1,0 +1,133 @@
+"""From a history to fills: what was done to a parameter, as distributions over boxes of it, wherever that is possible."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import torch
+
+from xinit.accelerate import _DTYPES
+from xinit.distributions import Distribution
+from xinit.record import Node, Ref, Store
+
+_aten = torch.ops.aten
+_COPIES = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.copy_.default})
+_FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
+
+
+def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], set[Store]] | None:
+    """What a storage holds at a time, as fills in their order, and the other storages whose draws these would repeat.
+
+    None if it is not made of fills alone.
+    """
+    drawn: list[tuple[Ref, Distribution]] = []
+    sources: set[Store] = set()
+    for node in store.until(time):
+        if node.fill:
+            drawn.append(node.fill)
+            continue
+        if not node.outputs and not isinstance(node.args[0], Ref):
+            return None
+        target = node.outputs[0][1] if node.outputs else node.args[0]
+        source = node.args[1] if node.func is _aten.copy_.default else node.args[0]
+        if node.answer is not None or not isinstance(source, Ref) or target.store is not store:
+            return None
+        if target.dtype not in _DTYPES:
+            return None
+        if source.store is not store:
+            # A copy, or the like: of a storage of the same layout, as a whole.
+            if not (source.whole() and target.whole() and source[2:] == target[2:] and source.dtype in _DTYPES):
+                return None
+            inner = fills(source.store, node.time)
+            if inner is None:
+                return None
+            drawn, sources = list(inner[0]), sources | inner[1] | {source.store}
+        if node.func not in _COPIES:
+            # One distribution over all of it, which an operator makes another one.
+            if len(drawn) != 1 or drawn[0][0][2:] != target[2:]:
+                return None
+            after = _transformed(drawn[0][1], node)
+            if after is None:
+                return None
+            drawn = [(drawn[0][0], after)]
+    return drawn, sources
+
+
+def _transformed(what: Distribution, node: Node) -> Distribution | None:
+    """The distribution of an operator's result, if its tensor argument has that one."""
+    name = node.func.overloadpacket.__name__.rstrip("_")
+    rest = node.args[1:]
+    if not all(value is None or isinstance(value, (int, float)) for value in rest):
+        return None
+    if name == "clamp":
+        return _clamped(what, *(*rest, None, None)[:2], **node.kwargs)
+    if name == "erfinv" and what.name == "uniform":
+        # With U = Φ(Z) in between bounds, erfinv(2U - 1) = Z / √2: how truncated normals are drawn by hand.
+        low, high = (_normal_quantile((1 + bound) / 2) / math.sqrt(2) for bound in what.parameters)
+        return Distribution("truncated_normal", (0.0, math.sqrt(0.5), low, high))
+    if name == "neg":
+        return _affine(what, -1.0, 0.0)
+    if name not in ("mul", "div", "add", "sub") or node.kwargs.get("rounding_mode") or len(rest) != 1:
+        return None
+    value = float(rest[0]) * float(node.kwargs.get("alpha", 1))
+    if name in ("mul", "div"):
+        return _affine(what, value if name == "mul" else 1 / value, 0.0) if value else None
+    return _affine(what, 1.0, value if name == "add" else -value)
+
+
+def _normal_quantile(p: float) -> float:
+    return NormalDist().inv_cdf(p) if 0 < p < 1 else math.copysign(_FAR, p - 0.5)
+
+
+def _affine(what: Distribution, scale: float, shift: float) -> Distribution:
+    first, *others = what.parameters
+    moved = first * scale + shift
+    if what.name == "constant":
+        return Distribution("constant", (moved,))
+    if what.name == "uniform":
+        return Distribution("uniform", tuple(sorted((moved, others[0] * scale + shift))))
+    bounds = sorted(bound * scale + shift for bound in others[1:])
+    return Distribution(what.name, (moved, others[0] * abs(scale), *bounds))
+
+
+def _clamped(
+    what: Distribution, least: Any = None, most: Any = None, min: Any = None, max: Any = None
+) -> Distribution | None:
+    """Bounds that are there already may move by a rounding error; others would make atoms."""
+    if what.name != "truncated_normal":
+        return None
+    mean, std, a, b = what.parameters
+    low = max_of(a, least if least is not None else min)
+    high = min_of(b, most if most is not None else max)
+    if low - a > 1e-4 * std or b - high > 1e-4 * std:
+        return None
+    return Distribution(what.name, (mean, std, low, high))
+
+
+def max_of(bound: float, other: float | None) -> float:
+    return bound if other is None or other < bound else float(other)
+
+
+def min_of(bound: float, other: float | None) -> float:
+    return bound if other is None or other > bound else float(other)
+
+
+def box(view: Ref, whole: Ref) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The offsets and the shape of the box of a parameter that a view is, if it is one."""
+    if view.offset == whole.offset and view.numel == whole.numel and view.dense() and whole.dense():
+        return (0,) * len(whole.size), whole.size
+    strides = {stride: size for stride, size in zip(view.stride, view.size, strict=True) if size != 1}
+    if len(strides) < sum(size != 1 for size in view.size) or view.numel == 0:
+        return None
+    rest = view.offset - whole.offset
+    offsets, shape = [0] * len(whole.size), [1] * len(whole.size)
+    for axis in sorted(range(len(whole.size)), key=lambda axis: -whole.stride[axis]):
+        if whole.size[axis] == 1 or not whole.stride[axis]:
+            continue
+        offsets[axis], rest = divmod(rest, whole.stride[axis])
+        shape[axis] = strides.pop(whole.stride[axis], 1)
+        if not 0 <= offsets[axis] <= whole.size[axis] - shape[axis]:
+            return None
+    return None if rest or strides else (tuple(offsets), tuple(shape))
