@@ -146,7 +146,7 @@ def fill(model):
 
 
 def planning(mesh, runs=7):
-    """Processor seconds a parameter, of a model with as many parameters as the whole has, and hardly an element each on a rank."""
+    """Processor seconds a parameter, of a model with as many as the whole has, and hardly an element each on a rank."""
     tiny = Shape(1024, 1024, LLAMA_405B.layers, 64, 64, 1024)
     model = on_meta(tiny, torch.bfloat16)
     shard_tensors(model, mesh["tensor"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -38,28 +38,32 @@ class Piece:
     window: Window
     extent: Shape
 
+    def at(self, offsets: Shape, shape: Shape, window: Window, extent: Shape) -> Piece:
+        """Another box of the same parameter."""
+        return Piece(self.name, self.distribution, offsets, shape, window, extent)
+
+    def moved(self, axis: int, by: int) -> Piece:
+        """The same, further along the local tensor's axis."""
+        return self.at(with_size(self.offsets, axis, self.offsets[axis] + by), self.shape, self.window, self.extent)
+
     def narrow(self, axis: int, start: int, stop: int) -> Iterator[Piece]:
-        """The pieces of what lies in [start, stop) of the local tensor's axis, from where they are counted."""
-        at, size = self.offsets[axis], self.shape[axis]
-        first, last = max(start, at) - at, min(stop, at + size) - at
-        if first >= last:
-            return
-        moved = with_size(self.offsets, axis, max(at - start, 0))
+        """What of it lies in [start, stop) of the local tensor's axis, which it overlaps, counted from there."""
+        begin, size = self.offsets[axis], self.shape[axis]
+        first, last = max(start, begin) - begin, min(stop, begin + size) - begin
         if first == 0 and last == size:
-            yield replace(self, offsets=moved)
-        elif self.extent == self.shape:
+            yield self.moved(axis, -start)
+            return
+        local = with_size(self.offsets, axis, begin + first - start)
+        if self.extent == self.shape:
             kept = with_size(self.shape, axis, last - first)
-            window = Window(
-                self.window.global_shape, with_size(self.window.offsets, axis, self.window.offsets[axis] + first)
-            )
-            yield replace(self, offsets=moved, shape=kept, window=window, extent=kept)
-        else:  # a flat range of several axes of the parameter
-            local = moved[0]
-            for offsets, extent in _boxes(self.extent, first, last):
-                inner = tuple(a + b for a, b in zip(self.window.offsets, offsets, strict=True))
-                window, extent = _merged(Window(self.window.global_shape, inner), extent)
-                yield replace(self, offsets=(local,), shape=(math.prod(extent),), window=window, extent=extent)
-                local += math.prod(extent)
+            inner = with_size(self.window.offsets, axis, self.window.offsets[axis] + first)
+            yield self.at(local, kept, Window(self.window.global_shape, inner), kept)
+            return
+        for offsets, extent in _boxes(self.extent, first, last):  # a flat range of several axes of the parameter
+            inner = tuple(a + b for a, b in zip(self.window.offsets, offsets, strict=True))
+            piece = self.at(local, (math.prod(extent),), *_merged(Window(self.window.global_shape, inner), extent))
+            yield piece
+            local = (local[0] + piece.shape[0],)
 
     def flatten(self, whole: Shape) -> Iterator[Piece]:
         """The same within the flattened local tensor: one piece if it is one range there."""
@@ -71,10 +75,10 @@ class Piece:
             start = sum((a + b) * step for a, b, step in zip(self.offsets, index, steps, strict=True))
             if self.extent == self.shape:
                 inner = tuple(a + b for a, b in zip(self.window.offsets, index, strict=True))
-                window, merged = _merged(Window(self.window.global_shape, inner), extent)
+                place = _merged(Window(self.window.global_shape, inner), extent)
             else:
-                window, merged = self.window, self.extent
-            yield replace(self, offsets=(start,), shape=(math.prod(extent),), window=window, extent=merged)
+                place = self.window, self.extent
+            yield self.at((start,), (math.prod(extent),), *place)
 
 
 def with_size(values: Sequence[int], axis: int, value: int) -> Shape:
@@ -145,7 +149,11 @@ class Layout:
             raise ValueError(
                 f"narrow: start {start} and length {length} are outside of dimension {axis} of shape {self.shape}"
             )
-        pieces = tuple(part for piece in self.pieces for part in piece.narrow(axis, start, start + length))
+        stop = start + length
+        if not start and stop == self.shape[axis]:
+            return self
+        near = (p for p in self.pieces if p.offsets[axis] < stop and p.offsets[axis] + p.shape[axis] > start)
+        pieces = tuple(part for piece in near for part in piece.narrow(axis, start, stop))
         return Layout(with_size(self.shape, axis, length), pieces)
 
     def shard(self, axis: int, rank: int, world: int) -> Layout:
@@ -178,6 +186,8 @@ class Layout:
         if multiple < 1:
             raise ValueError(f"pad: multiple must be at least 1, but found {multiple}")
         size = self.shape[axis]
+        if size % multiple == 0:
+            return self
         extra = with_size(self.shape, axis, -size % multiple)
         nothing = Piece(
             "", zeros(), with_size((0,) * len(extra), axis, size), extra, Window(extra, (0,) * len(extra)), extra
@@ -186,9 +196,9 @@ class Layout:
 
     def flatten(self) -> Layout:
         """The same in one dimension, in row-major order."""
-        pieces = (flat for piece in self.pieces for flat in piece.flatten(self.shape)) if self.shape else self.pieces
-        flat = tuple(replace(p, offsets=p.offsets or (0,), shape=p.shape or (1,)) for p in pieces)
-        return Layout((math.prod(self.shape),), flat)
+        if not self.shape:
+            return Layout((1,), tuple(p.at((0,), (1,), p.window, p.extent) for p in self.pieces))
+        return Layout((math.prod(self.shape),), tuple(f for p in self.pieces for f in p.flatten(self.shape)))
 
     def fill_(self, tensor: Tensor, key: Key) -> Tensor:
         """Fill a local tensor, each part of a parameter with ``key.fold_in(name)``; see :func:`fill_layouts_`."""

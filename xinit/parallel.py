@@ -20,7 +20,6 @@ the names that they have in the whole model from :func:`renamed`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import nn
 
@@ -85,13 +84,13 @@ def cat(layouts: Sequence[Layout], axis: int = 0) -> Layout:
         raise ValueError("cat: no layouts to join")
     first = layouts[0].shape
     axis = check_axis("cat", axis, first)
-    pieces, at = [], 0
+    pieces, at = list[Piece](), 0
     for i, layout in enumerate(layouts):
         if len(layout.shape) != len(first) or with_size(layout.shape, axis, 0) != with_size(first, axis, 0):
             raise ValueError(
                 f"cat: layouts[{i}] has shape {layout.shape}, which differs from {first} in more than dimension {axis}"
             )
-        pieces += [replace(p, offsets=with_size(p.offsets, axis, p.offsets[axis] + at)) for p in layout.pieces]
+        pieces += [p.moved(axis, at) for p in layout.pieces] if at else layout.pieces
         at += layout.shape[axis]
     return Layout(with_size(first, axis, at), tuple(pieces))
 
@@ -184,23 +183,31 @@ def renamed(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"renamed: model must be a torch.nn.Module, but found {type(model).__name__}")
     reshard(model)
-    modules: dict[str, nn.Module] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        local = canonical_name(path)
+    modules: dict[str, nn.Module] = {}  # by their names in the part,
+    whole: dict[str, str] = {}  # and those by the names in the whole
+
+    def visit(module: nn.Module, local: str, path: str) -> None:
+        if whole.setdefault(path, local) != local:
+            raise ValueError(f"renamed: {whole[path]!r} and {local!r} would both be {path!r} in the whole")
         if local not in modules or not _owned(
             modules[local]
         ):  # of a wrapper and what it wraps, the one with parameters
             modules[local] = module
         elif _owned(module):
             raise ValueError(f"renamed: two modules are both called {local!r} without wrappers' parts")
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            if not canonical_name(name):
+                visit(child, local, path)
+            else:
+                inner = f"{local}.{name}" if local else name
+                visit(child, inner, names.get(inner, f"{path}.{name}" if path else name))
+
+    visit(model, "", names.get("", ""))
     for prefix in names:
         if prefix not in modules:
             raise ValueError(f"renamed: {prefix!r} is no module of the {type(model).__name__}")
-    whole: dict[str, str] = {}
-    for local in modules:
-        path = _renamed(local, names)
-        if whole.setdefault(path, local) != local:
-            raise ValueError(f"renamed: {whole[path]!r} and {local!r} would both be {path!r} in the whole")
     root = _alone(modules[whole[""]]) if "" in whole else nn.Module()
     for path, local in sorted(whole.items(), key=lambda item: item[0].count(".")):  # outer ones first
         if path:
@@ -228,12 +235,3 @@ def _child(parent: nn.Module, part: str) -> nn.Module:
     if child is None:
         child = parent._modules[part] = nn.Module()
     return child
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    parts = name.split(".") if name else []
-    for count in range(len(parts), -1, -1):
-        prefix = ".".join(parts[:count])
-        if prefix in names:
-            return ".".join(part for part in (names[prefix], *parts[count:]) if part)
-    return name
