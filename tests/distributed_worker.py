@@ -6,9 +6,11 @@ writes FOLDER/WORLD.json, from each case's name to nothing, or to what went wron
 """
 
 import json
+import operator
 import os
 import sys
 import traceback
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -16,26 +18,33 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
+from conftest import same
+from sharded_models import (
+    KEY,
+    LAYOUTS,
+    LLAMA,
+    MODELS,
+    Conv,
+    by_fsdp,
+    deferred,
+    inputs,
+    losses,
+    mesh_for,
+    on_meta,
+    plain,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
 from torch.distributed.tensor.placement_types import _StridedShard
-from torch.multiprocessing.spawn import ProcessRaisedException
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.multiprocessing.spawn import ProcessException
 
 import xinit
-from xinit import Key
+from xinit import Key, writes
 
-KEY = Key(2024).fold_in("sharded")
 CASES = {}
 WORLDS = (4, 3, 2, 1)
 
@@ -50,185 +59,42 @@ def case(*worlds, **parameters):
     return register
 
 
-def same(x, y):
-    return x.dtype == y.dtype and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
-
-
-# ---- models ----
-
-
-class Block(nn.Module):
-    def __init__(self, dim, hidden, heads):
-        super().__init__()
-        self.size = dim // heads
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.wq, self.wk, self.wv, self.wo = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.w1, self.w3 = (nn.Linear(dim, hidden, bias=False) for _ in range(2))
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x):
-        y = self.attention_norm(x)
-        q, k, v = (w(y).unflatten(-1, (-1, self.size)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        x = x + self.wo(y)
-        y = self.ffn_norm(x)
-        return x + self.w2(F.silu(self.w1(y)) * self.w3(y))
-
-
-class Llama(nn.Module):
-    def __init__(self, hidden, vocabulary, layers=2, dim=24, heads=12):
-        super().__init__()
-        self.tok_embeddings = nn.Embedding(vocabulary, dim, padding_idx=37)
-        self.layers = nn.ModuleDict({str(i): Block(dim, hidden, heads) for i in range(layers)})
-        self.norm = nn.RMSNorm(dim)
-        self.output = nn.Linear(dim, vocabulary, bias=False)
-
-    def forward(self, x):
-        x = self.tok_embeddings(x) if self.tok_embeddings is not None else x
-        for layer in self.layers.values():
-            x = layer(x)
-        return x if self.output is None else self.output(self.norm(x))
-
-
-class Conv(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 10, 3, padding=1)
-        self.norm = nn.BatchNorm2d(10)
-        self.grouped = nn.Conv2d(10, 20, 3, groups=5, padding=1)
-        self.up, self.down = nn.Linear(20, 12), nn.Linear(12, 7)
-
-    def forward(self, x):
-        x = F.relu(self.grouped(F.relu(self.norm(self.first(x)))))
-        return self.down(F.relu(self.up(x.mean((2, 3)))))
-
-
-def split(name, axis):
-    """Blocks that no rank's shard fits: seven rows or columns, and the rest."""
-
-    def blocks(_, parameter, module):
-        parts = {"a": (7, xinit.xavier_uniform()), "b": (parameter.shape[axis] - 7, xinit.kaiming_normal())}
-        return xinit.blocks(name, parts, axis)
-
-    return blocks
-
-
-# Fans everywhere, so that a shard's own would show; and blocks, which shards cut.
-LLAMA = {
-    "*norm.weight": xinit.ones(),
-    "tok_embeddings.weight": xinit.normal(0, 0.02),
-    "*.wo.weight": xinit.trunc_normal(0, 0.1, -0.2, 0.2),
-    "*.w1.weight": split("w1", 0),
-    "*.w2.weight": split("w2", 1),
-    "*": xinit.variance_scaling(1.0, "fan_avg"),
-}
-MODELS = {
-    "llama": (partial(Llama, 48, 48), LLAMA),
-    "uneven": (
-        partial(Llama, 42, 50),
-        LLAMA,
-    ),  # neither 3 nor 4 ranks share out its sizes evenly, apart from the heads'
-    "conv": (Conv, "torch"),
-}
-
-
-def inputs(kind, batch=4):
-    generator = torch.Generator().manual_seed(5)
-    if kind != "conv":
-        tokens = torch.randint(48, (batch, 12 + 1), generator=generator)
-        return tokens[:, :-1], tokens[:, 1:]
-    return torch.randn(batch, 3, 6, 6, generator=generator), torch.randint(7, (batch,), generator=generator)
-
-
-def plain(kind):
-    build, recipe = MODELS[kind]
-    return xinit.init_(build(), recipe, KEY)
-
-
-def losses(model, kind):
-    """Of three steps. Data-parallel ranks see the same batch, so the loss and the mean gradient are those of one process."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    x, y = inputs(kind)
-    found = []
-    for _ in range(3):
-        out = model(x)
-        loss = F.cross_entropy(out.flatten(0, -2), y.flatten())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(loss.item())
-    return found
-
-
-# ---- layouts: each shards a model, whose parameters may be on the meta device ----
-
-
-def by_fsdp(model, mesh, **options):
-    for layer in model.layers.values() if isinstance(model, Llama) else (model.first, model.grouped, model.up):
-        fully_shard(layer, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
-
-
-def by_tp(model, mesh):
-    """Tensor parallel, with sequence parallel norms and an embedding cut by its vocabulary."""
-    if isinstance(model, Conv):
-        return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    column, row = ColwiseParallel(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
-    plan = {
-        "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
-        "norm": SequenceParallel(),
-        "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-    }
-    for i in model.layers:
-        plan |= {f"layers.{i}.{name}": SequenceParallel() for name in ("attention_norm", "ffn_norm")}
-        plan |= {f"layers.{i}.{name}": column for name in ("wq", "wk", "wv", "w1", "w3")}
-        plan |= {f"layers.{i}.{name}": row for name in ("wo", "w2")}
-    return parallelize_module(model, mesh, plan)
-
-
-def by_both(model, mesh):
-    return by_fsdp(by_tp(model, mesh["tp"]), mesh["dp"])
-
-
-LAYOUTS = {"fsdp": by_fsdp, "tp": by_tp, "fsdp+tp": by_both, "hsdp": by_fsdp}
-
-
-def mesh_for(layout, world):
-    if layout in ("fsdp+tp", "hsdp"):
-        return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    return init_device_mesh("cpu", (world,), mesh_dim_names=("tp" if layout == "tp" else "dp",))
-
-
-def on_meta(kind):
-    with torch.device("meta"):
-        return MODELS[kind][0]()
-
-
 def locals_of(model):
     return [p._local_tensor if isinstance(p, DTensor) else p for p in model.parameters()]
 
 
-class Filled(TorchDispatchMode):
-    """Counts the elements that xinit's operators fill."""
+class Watched:
+    """Counts the collectives of the process groups themselves and of what CommDebugMode sees, and the elements filled at once."""
 
-    elements = 0
+    def __enter__(self):
+        self.mode, self.elements, self.fill = CommDebugMode(), 0, writes.fill_many_
+        writes.fill_many_ = self.count
+        self.mode.__enter__()
+        self.before = self.done()
+        return self
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "xinit" and func._schema.is_mutable:
-            tensors = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
-            self.elements += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
-        return func(*args, **(kwargs or {}))
+    def __exit__(self, *error):
+        self.collectives = max(self.done() - self.before, self.mode.get_total_counts())
+        self.mode.__exit__(*error)
+        writes.fill_many_ = self.fill
+
+    def done(self):
+        return sum(group._get_sequence_number_for_group() for group in dist.distributed_c10d._world.pg_map)
+
+    def count(self, tensors, *rest):
+        self.elements += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+        self.fill(tensors, *rest)
 
 
 def init_quietly(model, kind):
     """Initialised without a collective, each element that this rank holds once, but for the embedding's row of padding."""
     for local in locals_of(model):
         local.detach().fill_(float("nan"))
-    with CommDebugMode() as comms, Filled() as filled:
+    with Watched() as watched:
         xinit.init_(model, MODELS[kind][1], KEY)
-    assert comms.get_total_counts() == 0, comms.get_comm_counts()
+    assert watched.collectives == 0
     held = sum(local.numel() for local in locals_of(model))
-    assert held <= filled.elements <= held + (0 if kind == "conv" else 24), (filled.elements, held)
+    assert held <= watched.elements <= held + (0 if kind == "conv" else 24), (watched.elements, held)
     return model
 
 
@@ -305,9 +171,9 @@ def every_function(world):
                 sharded = distribute_tensor(torch.zeros(shape, dtype=dtype), mesh, where, src_data_rank=None)
                 sharded.requires_grad_()
                 before, local = sharded._version, sharded._local_tensor._version
-                with CommDebugMode() as comms:
+                with Watched() as watched:
                     assert fill(sharded, key=KEY) is sharded
-                assert comms.get_total_counts() == 0
+                assert watched.collectives == 0
                 assert sharded._version > before
                 assert sharded._local_tensor._version > local or not sharded._local_tensor.numel()
                 assert same(sharded.detach().full_tensor(), whole), (name, shape, where)
@@ -378,9 +244,12 @@ def trained(world, layout, kind):
     assert_equal_models(model, whole)
     assert xinit.fingerprint(model) == xinit.fingerprint(whole)
     assert_close(losses(model, kind), losses(whole, kind))
-    # After a step, parameters may be gathered, and moved: initialising again is the same.
+    # After a forward pass alone, FSDP2's outermost parameters are gathered: it is the shards that are filled.
     model(inputs(kind)[0])
     init_quietly(model, kind)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     assert_equal_models(model, plain(kind), "again")
 
 
@@ -407,9 +276,9 @@ def pipeline(world):
         model.tok_embeddings = None
     by_fsdp(model, mesh["dp"]).to_empty(device="cpu")
     recipe = {pattern: what for pattern, what in LLAMA.items()}
-    with CommDebugMode() as comms:
+    with Watched() as watched:
         xinit.init_(model, recipe, KEY)
-    assert comms.get_total_counts() == 0
+    assert watched.collectives == 0
     whole = plain("uneven")
     assert_equal_models(model, whole)
     assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
@@ -446,10 +315,118 @@ def checkpoints_loaded(world):
         assert all(map(same, locals_of(model), locals_of(fresh)))
 
 
+@case(1, 2, 3, 4, layout="fsdp", kind="uneven")
+@case(3, 4, layout="fsdp", kind="conv")
+@case(2, 4, layout="tp", kind="uneven")
+@case(4, layout="fsdp+tp", kind="llama")
+@case(4, layout="hsdp", kind="uneven")
+@case(3, layout="whole", kind="orthogonal")
+def deferred_then_sharded(world, layout, kind):
+    whole = xinit.materialize_(deferred(kind), key=KEY)
+    mesh = mesh_for(layout, world)
+    model = deferred(kind)
+    model = fully_shard(model, mesh=mesh) if layout == "whole" else LAYOUTS[layout](model, mesh)
+    parameters = list(model.parameters())
+    frozen = parameters[1].requires_grad_(False)
+    frozen.told = "something"
+    assert all(parameter.is_meta for parameter in parameters)
+    with Watched() as watched:
+        assert xinit.materialize_(model, "cpu", KEY) is model
+    assert watched.collectives == 0
+    assert all(map(operator.is_, parameters, model.parameters()))
+    assert frozen.told == "something"
+    assert [parameter.requires_grad for parameter in parameters] == [p is not frozen for p in parameters]
+    if kind != "orthogonal":
+        held = sum(local.numel() for local in locals_of(model))
+        assert held - 100 < watched.elements <= held + 24, (watched.elements, held)
+    frozen.requires_grad_()
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+    assert not xinit.audit(model)
+    if kind in ("llama", "conv") or layout == "fsdp":
+        assert_close(losses(model, kind), losses(whole, kind))
+
+
+def resident(what):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if what in line)
+
+
+@case(4)
+def memory(world):
+    """Beyond its shards, 64 MiB of 256, a rank needs no twentieth of them."""
+    if not Path("/proc/self/clear_refs").exists():
+        return
+    shard = 64 * 1024
+    with xinit.deferred():
+        model = nn.Sequential(*(nn.Linear(2048, 4096, bias=False) for _ in range(8)))
+    others = nn.Sequential(*(nn.Linear(2048, 4096, bias=False, device="meta") for _ in range(8)))
+    for each in model, others:
+        for layer in each:
+            fully_shard(layer, mesh=mesh_for("fsdp", world))
+        fully_shard(each, mesh=mesh_for("fsdp", world))
+    for fill in (
+        lambda: xinit.materialize_(model, "cpu", KEY),
+        lambda: xinit.init_(others.to_empty(device="cpu"), "torch", KEY),
+    ):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        before = resident("VmRSS")
+        fill()
+        assert shard <= resident("VmHWM") - before + 1024 <= 1.05 * shard, (before, resident("VmHWM"))
+
+
+@case(2)
+def tied_and_in_bfloat16(world):
+    def build():
+        model = MODELS["uneven"][0]()
+        model.output.weight = model.tok_embeddings.weight
+        return model.bfloat16()
+
+    with xinit.deferred():
+        model, whole = build(), build()
+    by_fsdp(model, mesh_for("fsdp", world))
+    xinit.materialize_(model, "cpu", KEY)
+    xinit.materialize_(whole, "cpu", KEY)
+    for _ in range(2):
+        assert model.output.weight is model.tok_embeddings.weight
+        assert model.output.weight.dtype == torch.bfloat16
+        assert_equal_models(model, whole)
+        assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+        for each in model, whole:
+            xinit.init_(each, LLAMA, KEY)
+
+
+@case(2)
+def deferred_keys(world):
+    def sharded():
+        return by_fsdp(deferred("llama"), mesh_for("fsdp", world))
+
+    model = sharded()
+    with Watched() as watched, raises(ValueError, "materialize_: the ranks have different keys"):
+        xinit.materialize_(model, "cpu", KEY.fold_in(dist.get_rank()), check=True)
+    assert watched.collectives == 1
+    assert all(parameter.is_meta for parameter in model.parameters())
+    xinit.materialize_(model, "cpu", KEY, check=True)
+    torch.manual_seed(7)
+    by_seed = xinit.materialize_(sharded())
+    torch.manual_seed(7)
+    assert_equal_models(by_seed, xinit.materialize_(deferred("llama")))
+    with raises(RuntimeError, "layers.0.wq.weight", "meta"):
+        xinit.materialize_(by_fsdp(on_meta("llama"), mesh_for("fsdp", world)))
+    with xinit.deferred():
+        inside = by_fsdp(Conv(), mesh_for("fsdp", world))
+    with raises(RuntimeError, "first.weight", "shard a model after the context"):
+        xinit.materialize_(inside)
+
+
 @case(2)
 def offloaded(world):
     mesh = mesh_for("fsdp", world)
     policy = CPUOffloadPolicy(pin_memory=False)
+    model = by_fsdp(deferred("llama"), mesh, offload_policy=policy)
+    xinit.materialize_(model, "cpu", KEY)
+    whole = xinit.materialize_(deferred("llama"), key=KEY)
+    assert_equal_models(model, whole)
+    assert_close(losses(model, "llama"), losses(whole, "llama"))
     model = by_fsdp(on_meta("llama"), mesh, offload_policy=policy).to_empty(device="cpu")
     init_quietly(model, "llama")
     whole = plain("llama")
@@ -465,9 +442,9 @@ def keys_compared(world):
         with raises(ValueError, "init_: the ranks have different keys", f"rank {dist.get_rank()} has", "Nothing"):
             xinit.init_(model, LLAMA, key, check=True)
     assert all(map(same, before, locals_of(model)))
-    with CommDebugMode() as comms:
+    with Watched() as watched:
         xinit.init_(model, LLAMA, KEY, check=True)
-    assert sum(comms.get_comm_counts().values()) == 1
+    assert watched.collectives == 1
     assert_equal_models(model, plain("llama"))
     with raises(ValueError, "different keys"):
         xinit.init_(Conv(), "torch", KEY.fold_in(dist.get_rank()), check=True)
@@ -544,7 +521,8 @@ def meshes_beside_each_other(world):
 def work(rank, world, chosen, queue):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    dist.init_process_group("gloo", init_method=f"file://{FOLDER}/rendezvous-{world}", rank=rank, world_size=world)
+    store = f"file://{FOLDER}/rendezvous-{world}"
+    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     for name in chosen:
         try:
             CASES[name](world)
@@ -568,5 +546,5 @@ if __name__ == "__main__":
         chosen = [name for name in CASES if name.startswith(f"{world}:") and (len(sys.argv) < 3 or sys.argv[2] in name)]
         try:
             torch.multiprocessing.start_processes(work, (world, chosen, {}), nprocs=world, start_method="fork")
-        except ProcessRaisedException as error:
-            (FOLDER / f"{world}.error").write_text(str(error))
+        except ProcessException:
+            traceback.print_exc()  # the cases that are left are missing from the answers

@@ -5,13 +5,18 @@ from itertools import product
 
 import pytest
 import torch
+from conftest import KEY, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from xinit.sharding import local_boxes
+import xinit
+from xinit import Window
+from xinit.sharding import Box, local_boxes, pieces, view
+from xinit.writes import Write
 
 
 def cut_by_torch(whole, mesh, coordinate, placements):
@@ -107,7 +112,14 @@ def test_layouts_that_do_not_fit(mesh, coordinate, placements, message):
         local_boxes((4, 4), mesh, coordinate, placements)
 
 
-@pytest.mark.parametrize("placement", [0, None, torch._C._distributed.Placement()])
+class Diagonal:
+    def is_partial(self):
+        return False
+
+    is_replicate = is_partial
+
+
+@pytest.mark.parametrize("placement", [0, None, Diagonal()])
 def test_placements_of_no_known_kind(placement):
     with pytest.raises(TypeError, match="mesh dimension 0"):
         local_boxes((4, 4), (2,), (0,), [placement])
@@ -120,3 +132,79 @@ def test_negative_dimensions_count_from_the_end():
 def test_a_tensor_without_dimensions_is_one_box():
     (box,) = local_boxes((), (2,), (1,), [Replicate()])
     assert (box.local, box.offsets, box.shape) == ((), (), ())
+
+
+def mesh_of(rank, *shape):
+    """A mesh as one of its ranks sees it, without processes."""
+    return DeviceMesh("cpu", torch.arange(math.prod(shape)).reshape(shape), _init_backend=False, _rank=rank)
+
+
+@pytest.mark.parametrize("fill", [xinit.xavier_normal_, xinit.kaiming_uniform_, xinit.lecun_normal_])
+@pytest.mark.parametrize(("shape", "mesh", "placements", "most"), [case for case in LAYOUTS if len(case[0]) > 1])
+def test_each_rank_of_64_fills_what_distribute_tensor_gives_it(fill, shape, mesh, placements, most):
+    whole = fill(torch.empty(shape), key=KEY)
+    for rank in range(math.prod(mesh)):
+        expected = distribute_tensor(whole, mesh_of(rank, *mesh), placements, src_data_rank=None)
+        sharded = distribute_tensor(torch.zeros(shape), mesh_of(rank, *mesh), placements, src_data_rank=None)
+        assert same(fill(sharded, key=KEY)._local_tensor, expected._local_tensor)
+
+
+def test_views_are_of_the_local_tensor():
+    sharded = distribute_tensor(
+        torch.zeros(12, 4), mesh_of(1, 2), [_StridedShard(0, split_factor=3)], src_data_rank=None
+    )
+    parts = pieces(sharded)
+    assert [where.offsets for _, where in parts] == [(2, 0), (6, 0), (10, 0)]
+    for i, (part, where) in enumerate(parts):
+        assert where.global_shape == (12, 4)
+        part.fill_(i)
+    assert sharded._local_tensor[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    empty = distribute_tensor(torch.zeros(3, 4), mesh_of(3, 4), [Shard(0)], src_data_rank=None)
+    ((part, where),) = pieces(empty)
+    assert (tuple(part.shape), where) == ((0, 4), Window((3, 4), (0, 0)))
+
+
+# ---- writes ----
+
+
+@st.composite
+def boxes_within(draw, shape):
+    start = tuple(draw(st.integers(0, size - 1)) for size in shape)
+    return start, tuple(draw(st.integers(1, size - a)) for a, size in zip(start, shape, strict=True))
+
+
+@st.composite
+def cut_writes(draw):
+    """A write to a box of a parameter from a box of a key's array, and a piece of a shard of the parameter."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    offsets, extent = draw(boxes_within(shape))
+    around = tuple(draw(st.integers(0, 3)) for _ in shape)
+    frame = Window(tuple(n + 2 * a for n, a in zip(extent, around, strict=True)), around) if any(around) else None
+    at, size = draw(boxes_within(shape))
+    into = tuple(draw(st.integers(0, 3)) for _ in shape)
+    return shape, Write(xinit.normal(), KEY, offsets, extent, frame), Box(into, at, size)
+
+
+def write_indices(target, write):
+    """The logical index of each element that the write writes."""
+    whole, start = (
+        (write.frame.global_shape, write.frame.offsets) if write.frame else (write.shape, (0,) * target.dim())
+    )
+    indices = torch.arange(math.prod(whole)).reshape(whole)
+    view(target, write.offsets, write.shape).copy_(view(indices, start, write.shape))
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(cut_writes())
+def test_a_shard_gets_its_part_of_a_write(drawn):
+    shape, write, box = drawn
+    whole = torch.full(shape, -1)
+    write_indices(whole, write)
+    local = torch.full([a + n for a, n in zip(box.local, box.shape, strict=True)], -1)
+    part = write.within(box)
+    if part is not None:
+        write_indices(local, part)
+    found = view(local, box.local, box.shape).clone()
+    assert torch.equal(found, view(whole, box.offsets, box.shape))
+    view(local, box.local, box.shape).fill_(-1)
+    assert (local == -1).all(), "written beside the box"

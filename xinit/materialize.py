@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
 from xinit.keys import Key
+from xinit.ranks import Ranks, offloaded
 from xinit.record import Node, Record, Ref, Store, now, purge, ref, store_of
 from xinit.replay import needed, replay
+from xinit.sharding import cut, is_sharded, with_memory
 from xinit.simplify import box, fills
 from xinit.window import Window
 from xinit.writes import Write, canonical_name, fill_writes_, named_parameters
@@ -69,8 +72,12 @@ def _record(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | Non
     """What is known of a tensor on the meta device.
 
     By its storage; or, if it has another one since, as by ``model.half()``, by what was left with the tensor; or, if it is
-    another tensor since, as by ``copy.deepcopy``, with its module.
+    another tensor since, as by ``copy.deepcopy``, ``fully_shard`` or ``parallelize_module``, with its module.
     """
+    recorded = (module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)
+    if is_sharded(tensor):
+        fitting = (record for record in recorded if record is not None and record.ref.size == tuple(tensor.shape))
+        return next((record._replace(version=tensor._version) for record in fitting), None)
     if not plain(tensor):
         return None
     left: Record | None = tensor.__dict__.get("_xinit_record")
@@ -80,7 +87,7 @@ def _record(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | Non
     if isinstance(tensor, nn.Parameter) and left is not None:
         return left
     record: Record | None
-    for record in [left, *(module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)]:
+    for record in [left, *recorded]:
         if record is not None and record.ref.size == tuple(tensor.shape):
             return record._replace(version=tensor._version)
     return None
@@ -104,7 +111,11 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[str]]:
 
 
 def materialize_(
-    model: nn.Module, device: torch.device | str | None = None, key: Key | None = None, progress: bool = False
+    model: nn.Module,
+    device: torch.device | str | None = None,
+    key: Key | None = None,
+    progress: bool = False,
+    check: bool = False,
 ) -> nn.Module:
     """Give the parameters of a model built within :func:`deferred` their memory and their values, all in one fill.
 
@@ -114,17 +125,23 @@ def materialize_(
     here too; one that was copied from a template that is not part of the model, as in ``nn.TransformerEncoder``, is drawn
     for itself. Parameters stay the same objects; buffers, and parameters that are real already, are moved.
 
+    Of a model that ``fully_shard`` or ``parallelize_module`` has sharded, each rank draws what it holds, with the bits of the
+    whole, without communication. What is done again, it does as a whole, and then keeps its part.
+
     Args:
         model: what was built, or a part of it, or a module that it is part of.
-        device: where; the CPU by default.
-        key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs.
+        device: where; the CPU by default. What FSDP2 offloads to the CPU goes there.
+        key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs; then all
+            ranks must have the same seed.
         progress: show a bar; takes tqdm.
+        check: whether the ranks first compare their keys, in one small all-reduce.
 
     Returns:
         the model.
 
     Raises:
         TypeError: if model, device or key are not of these types.
+        ValueError: for a ``DTensor`` that :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
         RuntimeError: before anything has changed: if the model has no deferred parameters, or some that were put on the meta
             device elsewhere or written to after the context, which are named.
 
@@ -141,21 +158,25 @@ def materialize_(
         True
     """
     with _disable_current_modes(), torch._C.DisableTorchFunction():  # within a deferred() too, this is for real
-        unwritten = _materialize_(model, device, key, progress)
+        unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
         warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
     return model
 
 
-def _materialize_(model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool) -> list[str]:
+def _materialize_(
+    model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool, check: bool
+) -> list[str]:
     """Returns the names of what was never written."""
     targets, unknown = _targets(model, "materialize_")
     if key is not None and not isinstance(key, Key):
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     if unknown:
+        sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
         raise RuntimeError(
-            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()?"
+            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()"
+            f"{', or sharded within it: shard a model after the context' if sharded else ''}?"
         )
     if not targets:
         raise RuntimeError(
@@ -169,19 +190,26 @@ def _materialize_(model: nn.Module, device: torch.device | str | None, key: Key 
         )
     if key is None:
         key = Key(int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(1 << 63), None)))
-    values = _drawn(targets, where, key, progress)
+    if check:
+        Ranks(model.parameters(), "materialize_").check_key(key)
+    on_cpu = offloaded(model)
+    devices = {target: torch.device("cpu") if id(target.tensor) in on_cpu else where for target in targets}
+    values = _drawn(targets, where, devices, key, progress)
 
     for target, value in zip(targets, values, strict=True):
-        if isinstance(target.tensor, nn.Parameter):
-            value = Tensor._make_subclass(type(target.tensor), value, target.tensor.requires_grad)
-        torch._C._swap_tensor_impl(target.tensor, value)
+        tensor: Any = target.tensor
+        if is_sharded(tensor):
+            tensor._local_tensor = value._local_tensor  # type: ignore[attr-defined]
+        elif isinstance(tensor, nn.Parameter):
+            value = Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
+        torch._C._swap_tensor_impl(tensor, value)
         target.tensor.__dict__.pop("_xinit_record", None)
         if not target.written():
             target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device != where:
+        if tensor.device != where and id(tensor) not in on_cpu:
             tensor.data = tensor.data.to(where)
     purge()
     return [target.name for target in targets if not target.written()]
@@ -192,8 +220,10 @@ def _recorded_since(target: _Target) -> bool:
     return left is None or any(node.time > left.time for node in target.store.nodes)
 
 
-def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: bool) -> list[Tensor]:
-    """The values of all targets, in their order: fills in one batch, and everything else done again."""
+def _drawn(
+    targets: list[_Target], device: torch.device, devices: dict[_Target, torch.device], key: Key, progress: bool
+) -> list[Tensor]:
+    """The values of all targets, in their order: fills in one batch, and everything else done again, all of it on one device."""
     replayed: set[_Target] = set()
     nodes: dict[Node, None] = {}
     keys: dict[Node, tuple[Key, Ref | None]] = {}
@@ -241,6 +271,11 @@ def _drawn(targets: list[_Target], device: torch.device, key: Key, progress: boo
     values: dict[_Target, Tensor] = {}
     for target in targets:
         whole, dtype = target.whole, target.tensor.dtype
+        if is_sharded(target.tensor):
+            values[target] = with_memory(target.tensor, devices[target])
+            if target not in writes:
+                cut(whole.of(storages[target.store]), values[target])
+            continue
         if target in writes and dtype != whole.dtype:
             values[target] = torch.empty_strided(
                 target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device

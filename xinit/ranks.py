@@ -85,10 +85,7 @@ class Ranks:
         mesh, groups = self.mesh, [self.group]
         if self.group is None and mesh is not None and mesh.size() < distributed.get_world_size():
             groups = [mesh.get_group(dim) for dim, size in enumerate(mesh.shape) if size > 1]
-        device = (
-            mesh.device_type if mesh is not None else distributed.distributed_c10d._get_pg_default_device(self.group)
-        )
-        total = torch.tensor(numbers, device=device)
+        total = torch.tensor(numbers, device=self.device if mesh is None else mesh.device_type)
         for group in groups:
             distributed.all_reduce(total, getattr(distributed.ReduceOp, how), group=group)
         return [int(number) for number in total.tolist()]
@@ -99,3 +96,14 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "_get_fsdp_state"):
             module.reshard()  # type: ignore[operator]
+
+
+def offloaded(model: nn.Module) -> set[int]:
+    """The ids of the parameters that FSDP2 keeps on the CPU."""
+    groups = (
+        group
+        for module in model.modules()
+        if hasattr(module, "_get_fsdp_state")
+        for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())  # type: ignore[operator]
+    )
+    return {id(held.sharded_param) for group in groups for held in group.fsdp_params if held.offload_to_cpu}

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -56,7 +57,14 @@ def local_boxes(
         >>> local_boxes((10, 4), (4,), (3,), [Shard(0)])
         [Box(local=(0, 0), offsets=(9, 0), shape=(1, 4))]
     """
-    return _boxes(_runs(global_shape, mesh_shape, coordinate, placements))
+    return list(_layout(tuple(global_shape), tuple(mesh_shape), tuple(coordinate), tuple(placements))[1])
+
+
+@lru_cache(4096)  # a model's layers are alike
+def _layout(shape: Shape, mesh: Shape, coordinate: Shape, placements: tuple[Any, ...]) -> tuple[Shape, tuple[Box, ...]]:
+    """The local tensor's shape, and its boxes."""
+    runs = _runs(shape, mesh, coordinate, placements)
+    return tuple(sum(length for _, length in dimension) for dimension in runs), tuple(_boxes(runs))
 
 
 def _runs(
@@ -174,35 +182,47 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
     return [(view(local, box.local, box.shape), Window(whole, box.offsets)) for box in boxes]
 
 
-def local_of(tensor: Any, name: str) -> tuple[Tensor, list[Box]]:
+def local_of(tensor: Any, name: str) -> tuple[Tensor, Sequence[Box]]:
     """A sharded tensor's local one, and its boxes."""
     mesh, local = tensor.device_mesh, tensor._local_tensor
-    coordinate = mesh.get_coordinate()
+    shape, coordinate, placements = mesh.shape, mesh.get_coordinate(), tensor.placements
     try:
-        _check_mesh(mesh)
-        runs = _runs(tensor.shape, mesh.shape, coordinate, tensor.placements)
+        if coordinate is None:
+            raise ValueError(f"rank {mesh.get_rank()} is outside the mesh of the ranks {mesh.mesh.flatten().tolist()}")
+        if (ranks := math.prod(shape)) > (group := _world_size()):
+            raise ValueError(f"the mesh of shape {tuple(shape)} has {ranks} ranks, but the process group {group}")
+        expected, boxes = _layout(tuple(tensor.shape), shape, coordinate, placements)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
-    expected = tuple(sum(length for _, length in dimension) for dimension in runs)
     if tuple(local.shape) != expected:
         at = [d for d, sizes in enumerate(zip(local.shape, expected, strict=False)) if sizes[0] != sizes[1]]
         raise ValueError(
             f"{name}: the local tensor has shape {tuple(local.shape)}, but torch places {expected} of {tuple(tensor.shape)} at "
-            f"{tuple(coordinate)} of the mesh {tuple(mesh.shape)} by {tuple(tensor.placements)}"
+            f"{tuple(coordinate)} of the mesh {tuple(shape)} by {placements}"
             + (f": dimension {at[0]} differs" if at else "")
         )
-    return local, _boxes(runs)
+    return local, boxes
 
 
-def _check_mesh(mesh: Any) -> None:
-    if mesh.get_coordinate() is None:
-        raise ValueError(f"rank {mesh.get_rank()} is outside the mesh of the ranks {mesh.mesh.flatten().tolist()}")
+def _world_size() -> float:
     distributed = torch.distributed
-    if distributed.is_initialized() and math.prod(mesh.shape) > distributed.get_world_size():
-        raise ValueError(
-            f"the mesh of shape {tuple(mesh.shape)} has {math.prod(mesh.shape)} ranks, but the process group "
-            f"{distributed.get_world_size()}"
-        )
+    return distributed.get_world_size() if distributed.is_initialized() else math.inf
+
+
+def with_memory(tensor: Any, device: torch.device) -> Tensor:
+    """A sharded tensor like this one, which may be on the meta device, whose local tensor has memory on that device."""
+    local = torch.empty_like(tensor._local_tensor, device=device)
+    like: Tensor = type(tensor)(
+        local, tensor._spec, requires_grad=tensor.requires_grad
+    )  # from_local takes five times as long
+    return like
+
+
+def cut(whole: Tensor, tensor: Any) -> None:
+    """Copy what is the rank's of a whole tensor to a sharded one."""
+    local, boxes = local_of(tensor, "tensor")
+    for box in boxes:
+        view(local, box.local, box.shape).copy_(view(whole, box.offsets, box.shape))
 
 
 def view(tensor: Tensor, start: Iterable[int], shape: Shape) -> Tensor:

@@ -2,10 +2,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
@@ -16,7 +18,9 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC on its own _mm512_undefined_epi32
+// GCC on its own _mm512_undefined_epi32.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define XINIT_VECTOR_BYTES 64
 #include "fill_loop.h"
 #include "vector_lanes.h"

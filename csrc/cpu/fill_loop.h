@@ -7,25 +7,27 @@
 //   store(out, x)      float, double, and the 16-bit types, rounded to nearest even
 #pragma once
 
+#include <algorithm>
+
 #include "../fill.h"
 #include "../transforms.h"
 #include "abreast.h"
 
 namespace xinit {
 
-// Generates blocks four words wide, kLanes at a time, and puts them where the window says. Whole tiles of a contiguous
-// row go straight to memory, and so do those of neighbouring rows that lie across it. The rest (heads, tails, short and
-// strided rows) share tiles with each other through a buffer. The loops over rows have the tile inlined, and copies of
-// the round keys and the distribution that no store can alias, so that these stay in registers from row to row.
+// Generates blocks four words wide, kLanes at a time: a tile. Along long rows most tiles go straight to memory; along
+// short ones a tile takes the blocks as they come, row after row, and its pieces are copied; across rows that are
+// neighbours in memory a tile takes one block of each. The loops have the tile inlined, and copies of the round keys
+// and the distribution that no store can alias, so that these stay in registers from row to row.
 template <class L, Kind kind, Dtype dtype>
 class FillLoop {
   using F = typename L::F;
   using U = typename L::U;
   using W = typename L::W;
   using T = typename Element<dtype>::type;
-  static constexpr int kBlocks = L::kLanes;
-  // Whether a row's loop makes the words of the next tile while it shapes one: neither fills the pipeline alone. Of a
-  // uniform there is little to shape, and a short row would pay for words that it does not use.
+  static constexpr int kBlocks = L::kLanes, kTile = 4 * kBlocks;
+  // Whether the words of the next tile are made while one is shaped: neither fills the pipeline alone. Of a uniform
+  // there is little to shape.
   static constexpr bool kAhead = kind != Kind::kUniform && kind != Kind::kUniformClamped;
 
  public:
@@ -37,121 +39,119 @@ class FillLoop {
         distribution_(job.distribution) {}
 
   // The units [begin, end) of the window.
-  void run(uint64_t begin, uint64_t end) {
+  void run(uint64_t begin, uint64_t end) const {
     if (window_.rows_first)
       across(begin, end);
+    else if (window_.run_stride == 1 && window_.run >= 4 * kTile)
+      along_long(begin, end);
     else
       along(begin, end);
-    flush();
   }
 
  private:
   // ---- row after row ----
 
-  void along(uint64_t unit, uint64_t end) {
+  void along_long(uint64_t unit, uint64_t end) const {
     const Schedule keys = keys_;
     const Distribution d = distribution_;
-    const uint64_t per_row = static_cast<uint64_t>(window_.units_per_row), run = static_cast<uint64_t>(window_.run);
-    uint64_t index = unit % per_row;
-    seek(unit / per_row);
-    Note notes[kNotes];
-    int note_count = 0;
-    while (unit < end) {
-      // The part of the row in its units [index, stop): elements [from, to) of the row, blocks from `block` on.
-      const uint64_t stop = index + (end - unit) < per_row ? index + (end - unit) : per_row;
-      unit += stop - index;
-      uint64_t block = start_ / 4 + index;
-      uint64_t from = block * 4 > start_ ? block * 4 - start_ : 0;
-      const uint64_t last = (start_ / 4 + stop) * 4 - start_, to = last < run ? last : run;
-      const uint64_t phase = (start_ + from) % 4, head = phase == 0 ? 0 : 4 - phase;
-      if (window_.run_stride == 1 && from + head + 4 * kBlocks <= to) {
-        if (head != 0) block += push(block, from, head, to);
-        from = block * 4 - start_;
-        W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
-        U next[4];
+    const int64_t per_row = window_.units_per_row;
+    int64_t index = static_cast<int64_t>(unit % static_cast<uint64_t>(per_row)),
+            left = static_cast<int64_t>(end - unit);
+    CurrentRow row(window_, unit / static_cast<uint64_t>(per_row));
+    Tile rest;
+    Notes notes;
+    for (; left > 0; index = 0, row.skip(window_, 1)) {
+      const RowBlocks blocks(window_, row);
+      const int64_t stop = std::min(index + left, blocks.count);
+      left -= per_row - index;
+      // Blocks without a head that belongs to nobody; then whole tiles; then what is left.
+      const int64_t first = std::max<int64_t>(index, blocks.phase != 0);
+      const int64_t tiles = std::max<int64_t>(0, std::min(stop, blocks.whole) - first) / kBlocks;
+      queue(rest, blocks, index, std::min(first, stop));
+      uint64_t block = blocks.first + static_cast<uint64_t>(first);
+      T* out = out_ + blocks.offset(4 * first);
+      W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
+      U next[4];
+      if constexpr (kAhead) words(even, odd, keys, next);
+      for (const T* const last = out + tiles * kTile; out != last; out += kTile, block += kBlocks) {
+        if constexpr (!kAhead) words(even, odd, keys, next);
+        const U w[4] = {next[0], next[1], next[2], next[3]};
+        even += static_cast<uint64_t>(kBlocks);
+        odd += static_cast<uint64_t>(kBlocks);
         if constexpr (kAhead) words(even, odd, keys, next);
-        T* out = out_ + offset_ + static_cast<int64_t>(from);
-        for (; from + 4 * kBlocks <= to; from += 4 * kBlocks, block += kBlocks, out += 4 * kBlocks) {
-          if constexpr (!kAhead) words(even, odd, keys, next);
-          const U w[4] = {next[0], next[1], next[2], next[3]};
-          even += static_cast<uint64_t>(kBlocks);
-          odd += static_cast<uint64_t>(kBlocks);
-          if constexpr (kAhead) words(even, odd, keys, next);
-          F x[4];
-          NoteTails tails;
-          shape(w, d, x, tails);
-          L::interleave(x);
-          store_tile(x, d, out, L::kLanes);
-          if constexpr (kind == Kind::kTruncated) {
-            notes[note_count] = {block, tails.lanes};
-            note_count += tails.lanes != 0;
-            if (note_count == kNotes) mend(notes, note_count);
-          }
+        F x[4];
+        NoteTails tails;
+        shape(w, d, x, tails);
+        L::interleave(x);
+        store_tile(x, d, out, L::kLanes);
+        if constexpr (kind == Kind::kTruncated) {
+          notes.note[notes.count] = {block, out - out_, tails.lanes};
+          notes.count += tails.lanes != 0;
+          if (notes.count == Notes::kMost) mend(notes);
         }
-        if (note_count != 0) mend(notes, note_count);
       }
-      while (from < to) {
-        block += push(block, from, 4 * static_cast<uint64_t>(kBlocks - queued_) - (start_ + from) % 4, to);
-        from = block * 4 - start_;
-      }
-      index = 0;
-      next_row();
+      queue(rest, blocks, std::min(first + tiles * kBlocks, stop), stop);
     }
+    if (notes.count > 0) mend(notes);
+    if (rest.blocks > 0) fill_rest(rest);
   }
 
-  // ---- tails of a truncated normal: every sixth tile has one, and a branch to it would be mispredicted as often. So
-  // the tile is filled as if it had none, and the blocks that do are noted, to go through the queue afterwards ----
-
-  struct Note {
-    uint64_t block;  // the tile's first
-    uint32_t lanes;  // those with a tail in them
-  };
-  static constexpr int kNotes = 16;
-
-  struct NoteTails {
-    uint32_t lanes = 0;
-    template <class Wide>
-    XINIT_HD void mend(const typename Wide::F (&x)[1], const typename Wide::F (&)[1]) {
-      lanes = L::at_least(greatest<L>(x[0].v), kFirstTail);
+  void along(uint64_t unit, uint64_t end) const {
+    const Schedule keys = keys_;
+    const Distribution d = distribution_;
+    const int64_t per_row = window_.units_per_row;
+    int64_t index = static_cast<int64_t>(unit % static_cast<uint64_t>(per_row)),
+            left = static_cast<int64_t>(end - unit);
+    CurrentRow row(window_, unit / static_cast<uint64_t>(per_row));
+    while (left > 0) {
+      Tile tile;
+      do {
+        const RowBlocks blocks(window_, row);
+        const int64_t count = std::min(std::min<int64_t>(kBlocks - tile.blocks, blocks.count - index), left);
+        if (count > 0) {
+          tile.add(blocks, index, count);
+          index += count;
+          left -= count;
+        }
+        if (index >= blocks.count) {
+          left -= per_row - index;
+          index = 0;
+          row.skip(window_, 1);
+        }
+      } while (tile.blocks < kBlocks && left > 0);
+      fill(tile, keys, d);
     }
-  };
-
-  __attribute__((noinline)) void mend(const Note (&notes)[kNotes], int& count) {
-    for (int i = 0; i < count; ++i)
-      for (uint32_t lanes = notes[i].lanes; lanes != 0; lanes &= lanes - 1) {
-        const uint64_t block = notes[i].block + static_cast<uint64_t>(place_of(__builtin_ctz(lanes)));
-        const uint64_t from = block * 4 - start_;
-        push(block, from, 4, from + 4);
-      }
-    count = 0;
   }
 
   // ---- block after block, each through all rows: the rows are nearer to each other in memory than their elements ----
 
-  void across(uint64_t unit, uint64_t end) {
+  void across(uint64_t unit, uint64_t end) const {
     const Schedule keys = keys_;
     const Distribution d = distribution_;
     const uint64_t rows = static_cast<uint64_t>(window_.rows);
     const Dim& rung = window_.dims[0];
     uint64_t index = unit / rows;
-    seek(unit % rows);
+    CurrentRow row(window_, unit % rows);
+    Tile tile;
     while (unit < end) {
-      const Unit at = row_unit(window_, start_, offset_, index);
+      const Unit at = row_unit(window_, row.start, row.offset, index);
       if (rung.stride == 1 && rung.step % 4 == 0 && at.first == 0 && at.last == 4 && end - unit >= kBlocks &&
-          rung.size - at_[0] >= kBlocks) {
+          rung.size - row.at[0] >= kBlocks) {
         // One block of each of kBlocks rows, lanes in the order of rows: a store for each of its four words.
         F x[4];
         const uint64_t step = rung.step / 4;
         values(at.block + row_lanes(0) * step, at.block + row_lanes(1) * step, keys, d, x);
         store_tile(x, d, out_ + at.offset, window_.run_stride);
         unit += kBlocks;
-        if (skip_rows(kBlocks)) ++index;
+        if (row.skip(window_, kBlocks)) ++index;
       } else {
-        if (at.first < at.last) push_unit(at);
+        if (at.first < at.last) tile.add(at.block, 1, at.first, at.last - at.first, at.offset);
+        if (tile.blocks == kBlocks) fill(tile, keys, d);
         ++unit;
-        if (next_row()) ++index;
+        if (row.skip(window_, 1)) ++index;
       }
     }
+    if (tile.blocks > 0) fill(tile, keys, d);
   }
 
   // ---- tiles ----
@@ -220,104 +220,183 @@ class FillLoop {
     return rows;
   }
 
-  // ---- the queue: blocks that share a tile, and the pieces of it to copy out ----
+  // ---- the current row ----
+
+  struct CurrentRow {
+    uint64_t start;                     // logical index,
+    int64_t offset = 0;                 //   place in memory,
+    int64_t at[Window::kMaxDims] = {};  //   and index in each dim
+
+    XINIT_HD CurrentRow(const Window& window, uint64_t row) : start(window.base) {
+      for (int i = 0; i < window.ndim; ++i) {
+        const uint64_t size = static_cast<uint64_t>(window.dims[i].size);
+        at[i] = static_cast<int64_t>(row % size);
+        row /= size;
+        start += static_cast<uint64_t>(at[i]) * window.dims[i].step;
+        offset += at[i] * window.dims[i].stride;
+      }
+    }
+
+    // Moves on by that many rows of dims[0], of which as many are left. Returns whether it came round to the first row.
+    XINIT_HD bool skip(const Window& window, int64_t count) {
+      for (int i = 0; i < window.ndim; ++i, count = 1) {
+        const Dim& dim = window.dims[i];
+        start += dim.step * static_cast<uint64_t>(count);
+        offset += dim.stride * count;
+        at[i] += count;
+        if (at[i] < dim.size) return false;
+        start -= dim.step * static_cast<uint64_t>(dim.size);
+        offset -= dim.stride * dim.size;
+        at[i] = 0;
+      }
+      return true;
+    }
+  };
+
+  // ---- tiles whose blocks are consecutive in places only ----
+
+  // A row's blocks, and its words counted from the first block's first: [phase, stop).
+  struct RowBlocks {
+    uint64_t first;
+    int64_t phase, stop, count, whole;  // of the blocks, those before `whole` end in the row
+    int64_t start, stride;              // memory
+
+    XINIT_HD RowBlocks(const Window& window, const CurrentRow& row)
+        : first(row.start / 4),
+          phase(static_cast<int64_t>(row.start % 4)),
+          stop(phase + window.run),
+          count((stop + 3) / 4),
+          whole(stop / 4),
+          start(row.offset),
+          stride(window.run_stride) {}
+    // Where a word goes.
+    XINIT_HD int64_t offset(int64_t word) const { return start + (word - phase) * stride; }
+  };
 
   struct Piece {
-    int at, count;   // elements of the buffer
+    int at, count;   // elements of the tile
     int64_t offset;  // of the first in memory
   };
 
-  // Queues `count` elements of the row from element `from` on, none beyond `to`, which begin in `block` and fit into
-  // what is left of the tile. Returns the number of blocks done with.
-  XINIT_HD uint64_t push(uint64_t block, uint64_t from, uint64_t count, uint64_t to) {
-    const int first = static_cast<int>((start_ + from) % 4);
-    if (count > to - from) count = to - from;
-    const int blocks = (first + static_cast<int>(count) + 3) / 4;
-    pieces_[piece_count_++] = {4 * queued_ + first, static_cast<int>(count),
-                               offset_ + static_cast<int64_t>(from) * window_.run_stride};
-    enqueue(block, blocks);
-    if (queued_ == kBlocks) flush();
-    return static_cast<uint64_t>(blocks);
-  }
+  struct Tile {
+    int blocks = 0, pieces = 0;
+    Piece piece[kBlocks];
+    W even = {}, odd = {};
 
-  XINIT_HD void push_unit(const Unit& unit) {
-    pieces_[piece_count_++] = {4 * queued_ + unit.first, unit.last - unit.first, unit.offset};
-    enqueue(unit.block, 1);
-    if (queued_ == kBlocks) flush();
-  }
+    // Consecutive blocks take the next places; what stands beyond is overwritten by the next call. `count` of their
+    // elements are wanted, after those that are skipped.
+    XINIT_HD void add(uint64_t block, int number, int skipped, int count, int64_t offset) {
+      const W evens = lane_blocks(0), odds = lane_blocks(1);
+      if (blocks == 0) {
+        even = evens + block;
+        odd = odds + block;
+      } else {
+        const uint64_t place = static_cast<uint64_t>(blocks);
+        even = evens >= place ? evens + (block - place) : even;
+        odd = odds >= place ? odds + (block - place) : odd;
+      }
+      piece[pieces++] = {4 * blocks + skipped, count, offset};
+      blocks += number;
+    }
+    XINIT_HD void add(const RowBlocks& row, int64_t index, int64_t number) {
+      const int64_t from = std::max(4 * index, row.phase), to = std::min(4 * (index + number), row.stop);
+      add(row.first + static_cast<uint64_t>(index), static_cast<int>(number), static_cast<int>(from - 4 * index),
+          static_cast<int>(to - from), row.offset(from));
+    }
+  };
 
-  // Consecutive blocks take the next places; what stands beyond is overwritten by the next call. In vectors: a load of
-  // what single stores have just written would wait for them.
-  XINIT_HD void enqueue(uint64_t block, int count) {
-    const W even = lane_blocks(0), odd = lane_blocks(1);
-    const uint64_t place = static_cast<uint64_t>(queued_);
-    even_ = even >= place ? even + (block - place) : even_;
-    odd_ = odd >= place ? odd + (block - place) : odd_;
-    queued_ += count;
-  }
-
-  // Not inlined: one more copy of the tile, for all callers.
-  __attribute__((noinline)) void flush() {
-    if (queued_ == 0) return;
-    alignas(64) T buffer[4 * kBlocks];
+  // Fills and empties it.
+  XINIT_HD void fill(Tile& tile, const Schedule& keys, const Distribution& d) const {
+    const int64_t stride = window_.run_stride;
     F x[4];
-    values(even_, odd_, keys_, distribution_, x);
+    values(tile.even, tile.odd, keys, d, x);
     L::interleave(x);
-    store_tile(x, distribution_, buffer, L::kLanes);
-    for (int i = 0; i < piece_count_; ++i) {
-      const Piece piece = pieces_[i];
-      const T* from = buffer + piece.at;
-      T* to = out_ + piece.offset;
-      if (window_.run_stride == 1)
-        copy(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
-             piece.count * static_cast<int>(sizeof(T)));
-      else
-        for (int j = 0; j < piece.count; ++j, to += window_.run_stride) *to = from[j];
+    if (tile.pieces == 1 && tile.piece[0].count == kTile && stride == 1) {
+      store_tile(x, d, out_ + tile.piece[0].offset, L::kLanes);
+    } else {
+      alignas(64) T buffer[kTile];
+      store_tile(x, d, buffer, L::kLanes);
+      for (int i = 0; i < tile.pieces; ++i) {
+        const Piece piece = tile.piece[i];
+        int at = piece.at;
+        const int end = at + piece.count;
+        if (stride == 1)
+          copy<1>(out_ + (piece.offset - at), buffer, at, end);
+        else
+          for (T* to = out_ + piece.offset; at < end; ++at, to += stride) *to = buffer[at];
+      }
     }
-    queued_ = 0;
-    piece_count_ = 0;
+    tile.blocks = tile.pieces = 0;
   }
 
-  // A few vectors, the last one overlapping: a call of the C library costs as much as what it copies here.
-  static XINIT_HD void copy(char* to, const char* from, int bytes) {
-    constexpr int kWide = sizeof(F);
-    if (bytes < kWide) {
-      for (int i = 0; i < bytes; i += static_cast<int>(sizeof(T))) __builtin_memcpy(to + i, from + i, sizeof(T));
-      return;
-    }
-    for (int i = 0; i + kWide <= bytes; i += kWide) __builtin_memcpy(to + i, from + i, kWide);
-    __builtin_memcpy(to + bytes - kWide, from + bytes - kWide, kWide);
+  // Once more, not inlined, for all that are rarely filled.
+  __attribute__((noinline)) void fill_rest(Tile& tile) const {
+    const Schedule keys = keys_;
+    const Distribution d = distribution_;
+    fill(tile, keys, d);
   }
 
-  // ---- the current row ----
-
-  XINIT_HD void seek(uint64_t row) {
-    start_ = window_.base;
-    offset_ = 0;
-    for (int i = 0; i < window_.ndim; ++i) {
-      const uint64_t size = static_cast<uint64_t>(window_.dims[i].size);
-      at_[i] = static_cast<int64_t>(row % size);
-      row /= size;
-      start_ += static_cast<uint64_t>(at_[i]) * window_.dims[i].step;
-      offset_ += at_[i] * window_.dims[i].stride;
+  // Adds a row's blocks [index, stop) to a tile that is filled whenever it is full.
+  XINIT_HD void queue(Tile& tile, const RowBlocks& row, int64_t index, int64_t stop) const {
+    while (index < stop) {
+      const int64_t count = std::min<int64_t>(kBlocks - tile.blocks, stop - index);
+      tile.add(row, index, count);
+      index += count;
+      if (tile.blocks == kBlocks) fill_rest(tile);
     }
   }
 
-  XINIT_HD bool next_row() { return skip_rows(1); }
-
-  // Moves on by that many rows of dims[0], of which as many are left. Returns whether it came round to the first row.
-  XINIT_HD bool skip_rows(int64_t count) {
-    for (int i = 0; i < window_.ndim; ++i, count = 1) {
-      const Dim& dim = window_.dims[i];
-      start_ += dim.step * static_cast<uint64_t>(count);
-      offset_ += dim.stride * count;
-      at_[i] += count;
-      if (at_[i] < dim.size) return false;
-      start_ -= dim.step * static_cast<uint64_t>(dim.size);
-      offset_ -= dim.stride * dim.size;
-      at_[i] = 0;
+  // Chunks grow while they are aligned, then shrink: each was written by one store. A load of what two stores have just
+  // written waits for them, and a call of the C library costs as much as what it copies here.
+  template <int chunk>
+  static XINIT_HD void copy(T* to, const T* from, int& at, int end) {
+    const auto move = [&] {
+      __builtin_memcpy(to + at, from + at, chunk * sizeof(T));
+      at += chunk;
+    };
+    if constexpr (chunk < kBlocks) {
+      if ((at & chunk) != 0 && at + chunk <= end) move();
+      copy<2 * chunk>(to, from, at, end);
+      if (at + chunk <= end) move();
+    } else {
+      XINIT_UNROLL
+      for (int i = 0; i < 4; ++i)
+        if (at + chunk <= end) move();
     }
-    return true;
+  }
+
+  // ---- tails of a truncated normal: every sixth tile has one, and a branch to it would be mispredicted as often. So
+  // whole tiles are filled as if they had none, and the blocks that do are noted, to be filled again afterwards ----
+
+  struct Notes {
+    struct Note {
+      uint64_t block;  // the tile's first,
+      int64_t offset;  //   where it goes,
+      uint32_t lanes;  //   and which blocks have a tail in them
+    };
+    static constexpr int kMost = 16;
+    int count = 0;
+    Note note[kMost];
+  };
+
+  struct NoteTails {
+    uint32_t lanes = 0;
+    template <class Wide>
+    XINIT_HD void mend(const typename Wide::F (&x)[1], const typename Wide::F (&)[1]) {
+      lanes = L::at_least(greatest<L>(x[0].v), kFirstTail);
+    }
+  };
+
+  __attribute__((noinline)) void mend(Notes& notes) const {
+    Tile tile;
+    for (int i = 0; i < notes.count; ++i)
+      for (uint32_t lanes = notes.note[i].lanes; lanes != 0; lanes &= lanes - 1) {
+        const int place = place_of(__builtin_ctz(lanes));
+        tile.add(notes.note[i].block + static_cast<uint64_t>(place), 1, 0, 4, notes.note[i].offset + 4 * place);
+        if (tile.blocks == kBlocks) fill_rest(tile);
+      }
+    if (tile.blocks > 0) fill_rest(tile);
+    notes.count = 0;
   }
 
   const Window window_;
@@ -325,14 +404,6 @@ class FillLoop {
   const uint64_t stream_;
   const Schedule keys_;
   const Distribution distribution_;
-
-  uint64_t start_ = 0;                 // of the current row: logical index,
-  int64_t offset_ = 0;                 //   place in memory,
-  int64_t at_[Window::kMaxDims] = {};  //   and index in each dim
-
-  int queued_ = 0, piece_count_ = 0;
-  Piece pieces_[kBlocks];
-  W even_ = {}, odd_ = {};
 };
 
 // Fills the units [begin, end) of a job. One for each instruction set; cpu/fill.cpp chooses.
