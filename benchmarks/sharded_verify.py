@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,9 @@ from llama import Llama, Shape, globally, on_meta, shard_fully, shard_tensors, s
 from memory import capped
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import xinit
+from xinit import distributions
 from xinit.parallel import cat, fill_layouts_, interleave, parameter
 
 SHAPE = Shape(512, 1408, 4, 8, 4, 8200)  # 20 M parameters
@@ -21,24 +23,35 @@ DTYPE = torch.float32
 KEY = xinit.Key(5)
 MATRIX, EMBEDDING, NORM = xinit.xavier_normal(), xinit.normal(std=0.02), xinit.ones()
 RECIPE = {"*norm.weight": NORM, "embed.weight": EMBEDDING, "*": MATRIX}
-DEFERRED = hasattr(xinit, "deferred")
 MOST_MEMORY = 1.05  # of the shard's bytes
 COLUMNS = "{:<46} {:<34} {:>12} {:>10} {:>12} {:>8}".format
 TITLES = ("layout", "fingerprint", "filled", "of model", "collectives", "memory")
 
 
-class Filled(TorchDispatchMode):
-    """Counts the elements that xinit fills."""
+def collectives():
+    """How many this rank has taken part in: every process group numbers its own."""
+    return sum(group._get_sequence_number_for_group() for group in dist.distributed_c10d._world.pg_map)
 
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "xinit" and func is not torch.ops.xinit.digest.default:
-            tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
-            self.elements += sum(tensor.numel() for tensor in tensors)
-        return func(*args, **(kwargs or {}))
+@contextmanager
+def counted():
+    """{"filled": elements that xinit fills, "collectives": calls of torch's} within it.
+
+    From below: materialize_ works outside of all dispatch modes, and so of CommDebugMode, which counts nonetheless.
+    """
+    counts, fill, before = Counter(), distributions._fill_many_, collectives()
+
+    def count_and_fill(tensors, *arguments):
+        counts["filled"] += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+        fill(tensors, *arguments)
+
+    distributions._fill_many_ = count_and_fill
+    try:
+        with CommDebugMode() as communication:
+            yield counts
+    finally:
+        distributions._fill_many_ = fill
+    counts["collectives"] = max(collectives() - before, communication.get_total_counts())
 
 
 class Case(NamedTuple):
@@ -159,12 +172,12 @@ def by_layouts(mesh, alignment=128):
 def references():
     """The fingerprints of one process."""
     model = on_meta(SHAPE, DTYPE).to_empty(device="cpu")
-    found = {"recipe": xinit.fingerprint(xinit.init_(model, RECIPE, KEY))}
-    if DEFERRED:
-        with xinit.deferred():
-            model = Llama(SHAPE)
-        found["constructor"] = xinit.fingerprint(xinit.materialize_(model, "cpu", KEY))
-    return found
+    with xinit.deferred():
+        other = Llama(SHAPE)
+    return {
+        "recipe": xinit.fingerprint(xinit.init_(model, RECIPE, KEY)),
+        "constructor": xinit.fingerprint(xinit.materialize_(other, "cpu", KEY)),
+    }
 
 
 def measure(case):
@@ -174,14 +187,14 @@ def measure(case):
     _, peak, _ = capped(lambda: case.fill(model))
     expected, halves_found = case.elements(model), case.digest(model)
     model = case.build()
-    with CommDebugMode() as communication, Filled() as filled:
+    with counted() as counts:
         case.fill(model)
     again = case.digest(model)
     return {
         "halves": halves_found,
-        "filled": filled.elements,
+        "filled": counts["filled"],
         "expected": expected,
-        "collectives": communication.get_total_counts(),
+        "collectives": counts["collectives"],
         "memory": peak / (expected * DTYPE.itemsize),
         "repeats": again == halves_found,
     }
@@ -217,13 +230,15 @@ def _verify(rank, world):
         "PP x FSDP2 (2, 2)": by_torch(mesh(pipeline=2, fsdp=2)),
         "PP x FSDP2 (2, 2), deferred": by_torch(mesh(pipeline=2, fsdp=2), deferred=True),
         "PP x TP (2, 2)": by_torch(mesh(pipeline=2, tensor=2)),
+        "PP x TP (2, 2), deferred": by_torch(mesh(pipeline=2, tensor=2), deferred=True),
         "without DTensor: Megatron TP (4)": by_layouts(mesh(tensor=4)),
         "without DTensor: PP x Megatron TP (2, 2)": by_layouts(mesh(pipeline=2, tensor=2)),
         "without DTensor: ZeRO (4)": by_layouts(mesh(zero=4)),
         "without DTensor: ZeRO x Megatron TP (2, 2)": by_layouts(mesh(zero=2, tensor=2)),
     }
-    if not DEFERRED:
-        cases = {name: case for name, case in cases.items() if case.reference != "constructor"}
+    with counted() as counts:
+        dist.all_reduce(torch.zeros(1))
+    assert counts["collectives"] == 1, f"one all-reduce was counted as {counts}"
     box = [references() if rank == 0 else None]
     dist.broadcast_object_list(box)
     parameters = sum(p.numel() for p in on_meta(SHAPE, DTYPE).parameters())
