@@ -27,7 +27,7 @@ import xinit
 
 ROUNDS = 5
 KEY = xinit.Key(0)
-# From the issue of speed, of which the figures in the README speak: how many times faster than the plain constructor.
+# How many times faster than the plain constructor, at least.
 FLOORS = {
     ("llama-0.5b", "float32"): {"deferred": 5, "accelerate": 3},
     ("llama-0.5b", "bfloat16"): {"deferred": 6, "accelerate": 3},
@@ -100,7 +100,7 @@ def ways(name, dtype):
 
 
 def check(build):
-    """That every way but the floor gives the plain constructor's distributions: each parameter's mean and std, in standard errors."""
+    """That every way but the floor gives the plain constructor's means and standard deviations, parameter by parameter."""
     eager = {n: (p.float().mean().item(), p.float().std().item()) for n, p in build["plain"]().named_parameters()}
     for way in ("accelerate", "deferred", "init_"):
         for name, parameter in build[way]().named_parameters():

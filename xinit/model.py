@@ -191,6 +191,8 @@ def init_(
     if not isinstance(key, Key):
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
     every = _sites(model, "init_")
+    if check:  # first, or a rank with an error of its own would leave the others waiting
+        Ranks((site.parameter for site in every), "init_").check_key(key)
     sites = selected(every, only, skip, "init_")
     _check_memory("init_", sites)
     rules = Rulebook(recipe, model, "init_")
@@ -199,8 +201,6 @@ def init_(
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
-    if check:
-        Ranks((site.parameter for site in every), "init_").check_key(key)
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
     return model
 
