@@ -136,6 +136,26 @@ def megatron(s, begin, end, rank, world):
     return found
 
 
+def unfused(ranks, begin, end):
+    """{name: tensor} of a stage, from the tensors of all its tensor-parallel ranks: as Megatron's modules take them apart."""
+    s, found, each = SHAPE, {}, iter(zip(*ranks, strict=True))
+    head, groups = s.hidden // s.heads, s.kv_heads
+    if begin == 0:
+        found["embed"] = torch.cat(next(each))[: s.vocabulary]
+    for i in range(begin, end):
+        attention, mlp = f"layers.{i}.attention", f"layers.{i}.mlp"
+        found[f"{attention}_norm"], found[f"{mlp}_norm"] = next(each)[0], next(each)[0]
+        qkv = torch.cat(next(each)).view(groups, -1, s.hidden).split((s.heads // groups * head, head, head), dim=1)
+        found |= {f"{attention}.{x}_proj": part.flatten(0, 1) for x, part in zip("qkv", qkv, strict=True)}
+        found[f"{attention}.o_proj"] = torch.cat(next(each), dim=1)
+        halves = zip(*(tensor.chunk(2) for tensor in next(each)), strict=True)
+        found |= {f"{mlp}.{x}_proj": torch.cat(half) for x, half in zip(("gate", "up"), halves, strict=True)}
+        found[f"{mlp}.down_proj"] = torch.cat(next(each), dim=1)
+    if end == s.layers:
+        found["norm"], found["head"] = next(each)[0], torch.cat(next(each))[: s.vocabulary]
+    return {f"{name}.weight": tensor for name, tensor in found.items()}
+
+
 def by_layouts(mesh, alignment=128):
     """Sharded without DTensor: Megatron's tensor parallelism, pipeline stages, and flat ZeRO partitions of what they leave."""
     at = {name: (mesh[name].get_local_rank(), mesh[name].size()) for name in mesh.mesh_dim_names}
@@ -159,11 +179,36 @@ def by_layouts(mesh, alignment=128):
     def elements(model):
         return sum(math.prod(layout.shape) for layout, _ in model["layouts"])
 
+    def unpartitioned(flat, layouts):
+        """The tensors of one tensor-parallel rank, from its buffers of what is the same on all, and of what is not."""
+        at, tensors = [0, 0], []
+        for layout, same in layouts:
+            size = math.prod(layout.shape)
+            tensors.append(flat[not same][at[same] : at[same] + size].view(layout.shape))
+            at[same] += size + -size % alignment
+        return tensors
+
     def digest(model):
         total = torch.zeros(2, dtype=torch.int64)
         for (layout, same), tensor in zip(model["layouts"], model["tensors"], strict=True):
             if rank == 0 or not same:
                 total += layout.digest(tensor)
+        # That the digests add up says that values and names agree; that all is where Megatron looks for it, only this does.
+        gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(((stage, rank, part), model["tensors"]), gathered)
+        if gathered is not None:
+            found, whole = dict(gathered), {}
+            for index, where in enumerate(stages(SHAPE, count)):
+                ranks = [[found[index, r, p] for p in range(parts)] for r in range(world)]
+                if parts > 1:
+                    flat = [[torch.cat(buffers) for buffers in zip(*each, strict=True)] for each in ranks]
+                    ranks = [unpartitioned(f, megatron(SHAPE, *where, r, world)) for r, f in enumerate(flat)]
+                else:
+                    ranks = [each[0] for each in ranks]
+                whole |= unfused(ranks, *where)
+            plain = on_meta(SHAPE, DTYPE)
+            plain.load_state_dict(whole, assign=True)
+            model["whole"] = xinit.fingerprint(plain)
         return tuple(half % 2**64 for half in total.tolist())
 
     return Case(build, fill, elements, digest)
@@ -196,6 +241,7 @@ def measure(case):
         "expected": expected,
         "collectives": counts["collectives"],
         "memory": peak / (expected * DTYPE.itemsize),
+        "whole": model.get("whole") if isinstance(model, dict) else None,
         "repeats": again == halves_found,
     }
 
@@ -249,24 +295,18 @@ def _verify(rank, world):
             print(COLUMNS(f"one process, {name}", fingerprint, f"{parameters:,}", "100.0%", "", ""))
     failures = []
     for name, case in cases.items():
-        try:
-            mine = measure(case)
-        except Exception as error:
-            mine = {"error": f"{type(error).__name__}: {error}"}
+        mine = measure(case)  # an error ends this rank, and torchrun then the others
         ranks = [None] * world
         dist.all_gather_object(ranks, mine)
-        if any("error" in r for r in ranks):
-            problems = [next(r["error"] for r in ranks if "error" in r).splitlines()[0][:200]]
-            row = (name, "error", "", "", "", "")
-        else:
-            total = [sum(r["halves"][i] for r in ranks) % 2**64 for i in (0, 1)]
-            fingerprint, most = "".join(f"{half:016x}" for half in total), max(r["filled"] for r in ranks)
-            calls, memory = sum(r["collectives"] for r in ranks), max(r["memory"] for r in ranks)
-            problems = ["another fingerprint"] * (fingerprint != box[0][case.reference])
-            problems += ["other values the second time"] * (not all(r["repeats"] for r in ranks))
-            problems += ["elements that are no shard's"] * any(r["filled"] != r["expected"] for r in ranks)
-            problems += ["collectives"] * bool(calls) + ["memory"] * (memory > MOST_MEMORY)
-            row = (name, fingerprint, f"{most:,}", f"{most / parameters:.1%}", calls, f"{memory:.1%}")
+        total = [sum(r["halves"][i] for r in ranks) % 2**64 for i in (0, 1)]
+        fingerprint, most = "".join(f"{half:016x}" for half in total), max(r["filled"] for r in ranks)
+        calls, memory = sum(r["collectives"] for r in ranks), max(r["memory"] for r in ranks)
+        problems = ["another fingerprint"] * (fingerprint != box[0][case.reference])
+        problems += ["another arrangement"] * (ranks[0]["whole"] not in (None, box[0][case.reference]))
+        problems += ["other values the second time"] * (not all(r["repeats"] for r in ranks))
+        problems += ["elements that are no shard's"] * any(r["filled"] != r["expected"] for r in ranks)
+        problems += ["collectives"] * bool(calls) + ["memory"] * (memory > MOST_MEMORY)
+        row = (name, fingerprint, f"{most:,}", f"{most / parameters:.1%}", calls, f"{memory:.1%}")
         if rank == 0:
             print(COLUMNS(*row) + "".join(f"  <- {problem}" for problem in problems), flush=True)
         failures += problems
