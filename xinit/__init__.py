@@ -22,7 +22,7 @@ from torch.nn.init import (
     zeros_,
 )
 
-from xinit import _C, recipes
+from xinit import _C, parallel, recipes
 from xinit.accelerate import accelerate
 from xinit.deferred import deferred
 from xinit.distributions import (
@@ -93,6 +93,7 @@ __all__ = [
     "ones",
     "ones_",
     "orthogonal_",
+    "parallel",
     "plan",
     "recipes",
     "sparse_",
