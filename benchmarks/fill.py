@@ -317,9 +317,10 @@ def plot_functions(record, rows, device):
         for y, (label, speed) in enumerate(zip(labels, bars, strict=True)):
             times, at = rows[label, dtype]["xinit_times"], {"va": "center", "fontsize": 9}
             blue, orange, grey = timing.COLOURS["xinit"], timing.COLOURS["torch"], "#555555"
-            ratio = f" {'' if y else 'xinit: '}{times['torch']:.{int(times['torch'] < 10)}f} × torch"
+            names = y == 0 and ax is axes[0][0]
+            ratio = f" {'xinit: ' if names else ''}{times['torch']:.{int(times['torch'] < 10)}f} × torch"
             ax.text(speed["xinit"], y - 0.2, ratio, color=blue, fontweight="bold", **at)
-            ax.text(speed["torch"], y + 0.2, "" if y else " torch.nn.init", color=orange, fontweight="bold", **at)
+            ax.text(speed["torch"], y + 0.2, " torch.nn.init" if names else "", color=orange, fontweight="bold", **at)
             ax.text(speed["fill_"], y + 0.2, f"{times['fill_']:.0%} of fill_ ", color=grey, ha="right", **at)
         ax.set_title(dtype)
         ax.invert_yaxis()
