@@ -275,24 +275,36 @@ def pipeline(world):
     else:
         model.tok_embeddings = None
     by_fsdp(model, mesh["dp"]).to_empty(device="cpu")
-    recipe = {pattern: what for pattern, what in LLAMA.items()}
     with Watched() as watched:
-        xinit.init_(model, recipe, KEY)
+        xinit.init_(model, LLAMA, KEY)
     assert watched.collectives == 0
     whole = plain("uneven")
     assert_equal_models(model, whole)
     assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
     assert xinit.fingerprint(model) != xinit.fingerprint(whole)  # of the stage alone
-    # The first stage's output goes to the rank of the same number in the second.
+    # The ranks of the same number exchange activations and their gradients.
     x, y = inputs("uneven")
     other = int(mesh.mesh[1 - stage, mesh.get_local_rank("dp")])
-    expected = F.cross_entropy(whole(x).flatten(0, -2), y.flatten())
-    if stage == 0:
-        dist.send(model(x).detach(), other)
-    else:
-        hidden = torch.empty(*x.shape, 24)
-        dist.recv(hidden, other)
-        assert_close(F.cross_entropy(model(hidden).flatten(0, -2), y.flatten()).item(), expected.item())
+    optimizer, found = torch.optim.SGD(model.parameters(), lr=0.2), []
+    for _ in range(3):
+        if stage == 0:
+            out = model(x)
+            dist.send(out.detach(), other)
+            gradient = torch.empty_like(out)
+            dist.recv(gradient, other)
+            out.backward(gradient)
+        else:
+            hidden = torch.empty(*x.shape, 24)
+            dist.recv(hidden, other)
+            loss = F.cross_entropy(model(hidden.requires_grad_()).flatten(0, -2), y.flatten())
+            loss.backward()
+            dist.send(hidden.grad, other)
+            found.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = losses(whole, "uneven")
+    if stage == 1:
+        assert_close(found, expected)
 
 
 @case(4)
