@@ -3,10 +3,10 @@
     python benchmarks/gpu_check.py [--results DIR] [--skip-build] [--skip-tests]
 
 Builds the extension in place, runs the test suite, and then, on the GPU: CPU and GPU bits of every distribution, dtype and odd
-size, through views and windows; generators and CUDA graphs, whose replays must draw afresh; a tensor of 2^32 + 8 elements;
-compute-sanitizer over a few fills, where it is installed; and a table of speeds against torch.nn.init and fill_. Writes
-DIR/gpu_check_<GPU>.json and exits 1 if anything failed. Without a GPU it says so and exits 2; `--rehearse` walks through the
-checks on the CPU instead, to test this script.
+size, through views and windows; generators and CUDA graphs, whose replays must draw afresh; a tensor of 2^32 + 8 elements; models
+and their fingerprints, and the time that one of 8 B parameters takes; compute-sanitizer over a few fills, where it is installed;
+and a table of speeds against torch.nn.init and fill_. Writes DIR/gpu_check_<GPU>.json and exits 1 if anything failed. Without a
+GPU it says so and exits 2; `--rehearse` walks through the checks on the CPU instead, to test this script.
 """
 
 import argparse
@@ -141,6 +141,38 @@ def check_large(xinit, torch, device):
     return {"elements": n}
 
 
+def check_models(xinit, torch, device):
+    """The same fingerprint whether materialised or initialised on the CPU or the GPU; the time of Llama 3's 8 B shapes."""
+    from llama import LLAMA_8B, Llama, Shape
+
+    small, key, prints = Shape(256, 704, 2, 8, 2, 1000), xinit.Key(3), set()
+    for place in ("cpu", device):
+        with xinit.deferred():
+            deferred = Llama(small)
+        xinit.materialize_(deferred, place, key)
+        with torch.device("meta"):
+            model = Llama(small)
+        xinit.init_(model.to_empty(device=place), "torch", key)
+        prints |= {xinit.fingerprint(deferred), xinit.fingerprint(model.bfloat16())}
+    assert len(prints) == 2, f"fingerprints differ: {prints}"
+    if device == "cpu":
+        return {}
+    took = []
+    for _ in range(3):
+        with xinit.deferred():
+            model = Llama(LLAMA_8B).bfloat16()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        xinit.materialize_(model, device, key)
+        torch.cuda.synchronize()
+        took.append(time.perf_counter() - start)
+        numbers = sum(p.numel() for p in model.parameters())
+        del model
+    flat = torch.empty(numbers, dtype=torch.bfloat16, device=device)
+    fill = seconds(torch, device, lambda: flat.fill_(0.5))
+    return {"parameters": numbers, "materialize_": statistics.median(took), "fill_": fill}
+
+
 def check_sanitizer(device):
     """compute-sanitizer's memcheck and initcheck over some fills."""
     tool = shutil.which("compute-sanitizer")
@@ -269,6 +301,7 @@ def main():
         "generator": lambda: check_generator(xinit, torch, device),
         "graphs": lambda: check_graphs(xinit, torch, device),
         "large": lambda: check_large(xinit, torch, device),
+        "models": lambda: check_models(xinit, torch, device),
         "sanitizer": lambda: check_sanitizer(device),
     }
     for name, check in checks.items():

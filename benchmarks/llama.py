@@ -25,6 +25,7 @@ class Shape(NamedTuple):
 
 
 # Grattafiori et al., "The Llama 3 herd of models", 2024, table 3.
+LLAMA_8B = Shape(4096, 14336, 32, 32, 8, 128256)
 LLAMA_405B = Shape(16384, 53248, 126, 128, 8, 128256)
 
 

@@ -6,7 +6,7 @@ The plain constructor, the same within xinit.accelerate(), within xinit.deferred
 recipe into empty memory. Memory is cold: it goes back to the kernel between runs, so that each first touches its pages, and so
 does the yardstick, which fills tensors of the parameters' sizes with a constant. The peak is that of the process above where it
 stood before, over the parameters' bytes. The weights are checked before anything is timed. The models are transformers', from
-their configurations. On a GPU (--device cuda), what is timed is materialising alone, against fill_ of the same bytes there.
+their configurations.
 """
 
 import argparse
@@ -58,7 +58,6 @@ def gpt2():
 MODELS = {  # class and configuration, and the recipe of the same weights
     "llama-0.5b": (lambda: llama(2048, 5632, 8, 16, 4, 32000), "llama"),
     "gpt2": (gpt2, "gpt2"),
-    "llama-8b": (lambda: llama(4096, 14336, 32, 32, 8, 128256), "llama"),
 }
 
 
@@ -80,10 +79,10 @@ def ways(name, dtype):
         with xinit.accelerate():
             return plain()
 
-    def deferred(device="cpu"):
+    def deferred():
         with xinit.deferred():
             model = plain()
-        return xinit.materialize_(model, device, KEY)
+        return xinit.materialize_(model, "cpu", KEY)
 
     def by_recipe():
         with torch.device("meta"):
@@ -186,40 +185,11 @@ def failures(record):
         yield f"{record['model']} {record['dtype']}: peak of deferred is {peak['deferred'] / record['bytes']:.3f}"
 
 
-def measure_gpu(name, dtype, rounds):
-    """Materialising on a GPU, against fill_ of the same bytes."""
-    cls, config = MODELS[name][0]()
-    config.dtype = getattr(torch, dtype)
-    took = []
-    for _ in range(rounds):
-        with xinit.deferred():
-            model = cls(config)
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        xinit.materialize_(model, "cuda", KEY)
-        torch.cuda.synchronize()
-        took.append(time.perf_counter() - begin)
-        total = sum(p.numel() for p in model.parameters())
-        del model
-    flat = torch.empty(total, dtype=config.dtype, device="cuda")
-    timed = timing.interleaved(
-        {"fill_": lambda: flat.fill_(0.5), "normal_": lambda: xinit.normal_(flat, key=KEY)}, "cuda"
-    )
-    fill = timed["fill_"]["median"]
-    record = {"model": name, "dtype": dtype, "parameters": total, "runs": took, "seconds": median(took)}
-    record |= {"fill_": fill, "normal_": timed["normal_"]["median"]}
-    print(
-        f"{name} {dtype}: {median(took):.4f} s, {median(took) / fill:.2f} of fill_, normal_ {record['normal_'] / fill:.2f}"
-    )
-    return record
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="llama-0.5b,gpt2")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--check", action="store_true", help="exit 1 where a floor is missed")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/models.json")
     args = parser.parse_args()
@@ -228,20 +198,16 @@ def main():
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     warnings.filterwarnings("ignore", category=UserWarning)
-    machine = timing.machine((args.device,))
-    print(timing.describe(machine, args.device))
+    machine = timing.machine()
+    print(timing.describe(machine))
     records, broken = [], []
     for name in args.models.split(","):
         for dtype in args.dtypes.split(","):
-            if args.device != "cpu":
-                records.append(measure_gpu(name, dtype, args.rounds))
-                continue
             records.append(measure(name, dtype, args.rounds))
             print_table(records[-1])
             broken += failures(records[-1])
     if args.save:
-        suffix = "" if args.device == "cpu" else "_" + args.device
-        timing.write({"machine": machine, "models": records}, timing.RESULTS / f"models{suffix}.json")
+        timing.write({"machine": machine, "models": records}, timing.RESULTS / "models.json")
     print(*broken, sep="\n")
     return bool(args.check and broken)
 
