@@ -10,18 +10,14 @@ their configurations.
 """
 
 import argparse
-import ctypes
-import gc
 import math
-import os
 import sys
-import time
 import warnings
-from pathlib import Path
 from statistics import median
 
 import timing
 import torch
+from memory import capped
 
 import xinit
 
@@ -114,29 +110,6 @@ def check(build):
             assert abs(found.std().item() / std - 1) < 5 / math.sqrt(n) + 1e-3, f"{way}: std of {name}"
 
 
-def trim():
-    """Gives freed memory back to the kernel."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def status(field):
-    """Bytes, of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
-def run(build):
-    """Seconds, and bytes at the peak above what there was before, of one cold build."""
-    trim()
-    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    before, begin = status("VmRSS"), time.perf_counter()
-    model = build()
-    elapsed, peak = time.perf_counter() - begin, status("VmHWM") - before
-    del model
-    return elapsed, peak
-
-
 def measure(name, dtype, rounds):
     """One record."""
     build = ways(name, getattr(torch, dtype))
@@ -146,7 +119,7 @@ def measure(name, dtype, rounds):
     for r in range(rounds):
         order = list(build)
         for way in order[r % len(order) :] + order[: r % len(order)]:
-            runs[way].append(run(build[way]))
+            runs[way].append(capped(build[way])[:2])  # seconds and bytes at the peak, and the model is given up
     with torch.device("meta"):
         parameters = list(build["plain"]().parameters())
     return {
@@ -193,10 +166,6 @@ def main():
     parser.add_argument("--check", action="store_true", help="exit 1 where a floor is missed")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/models.json")
     args = parser.parse_args()
-    # Large blocks straight from the kernel, always: the C library would learn to keep them.
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
     warnings.filterwarnings("ignore", category=UserWarning)
     machine = timing.machine()
     print(timing.describe(machine))
