@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.distributions import Distribution, fill_many_, zeros
 from xinit.keys import Key
+from xinit.sharding import view
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -211,10 +212,10 @@ class Layout:
         Added up over ranks (an all-reduce; sums wrap at 2^64) they are the fingerprint's two halves. Padding does not count.
         """
         total = torch.zeros(2, dtype=torch.int64, device=tensor.device)
-        for piece, view in _views([tensor], [self], "digest"):
+        for piece, part in _views([tensor], [self], "digest"):
             if piece.name:
                 words, window = Key(0).fold_in(piece.name).words, piece.window
-                total += torch.ops.xinit.digest(view, words, window.global_shape, window.offsets)
+                total += torch.ops.xinit.digest(part, words, window.global_shape, window.offsets)
         return total
 
 
@@ -246,7 +247,7 @@ def fill_layouts_(tensors: Sequence[Tensor], layouts: Sequence[Layout], key: Key
     parts = _views(tensors, layouts, "fill_layouts_")
     keys = {name: key.fold_in(name) for name in {piece.name for piece, _ in parts}}
     fill_many_(
-        [view for _, view in parts],
+        [part for _, part in parts],
         [piece.distribution for piece, _ in parts],
         [keys[piece.name] for piece, _ in parts],
         [piece.window for piece, _ in parts],
@@ -257,7 +258,7 @@ def fill_layouts_(tensors: Sequence[Tensor], layouts: Sequence[Layout], key: Key
 def _views(tensors: Sequence[Tensor], layouts: Sequence[Layout], op: str) -> list[tuple[Piece, Tensor]]:
     if len(tensors) != len(layouts):
         raise ValueError(f"{op}: {len(tensors)} tensors take as many layouts, but found {len(layouts)}")
-    views = []
+    views: list[tuple[Piece, Tensor]] = []
     for tensor, layout in zip(tensors, layouts, strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: tensors must be torch.Tensors, but found {type(tensor).__name__}")
@@ -269,12 +270,7 @@ def _views(tensors: Sequence[Tensor], layouts: Sequence[Layout], op: str) -> lis
                 f"{op}: the tensor of shape {tuple(tensor.shape)} has the layout of {names or 'nothing'}, of shape {layout.shape}"
             )
         local = tensor.detach()
-        for piece in layout.pieces:
-            view = local
-            for axis, (start, size) in enumerate(zip(piece.offsets, piece.shape, strict=True)):
-                if size != layout.shape[axis]:
-                    view = view.narrow(axis, start, size)
-            views.append((piece, view if piece.extent == piece.shape else view.view(piece.extent)))
+        views += [(piece, view(local, piece.offsets, piece.shape).view(piece.extent)) for piece in layout.pieces]
     return views
 
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from xinit.distributions import fill_many_
 from xinit.keys import Key
 from xinit.record import Data, Node, Ref, Store
+from xinit.sharding import view
 from xinit.simplify import box
 from xinit.window import Window
 
@@ -87,15 +88,13 @@ def replay(
 
 
 def _fill(fill: Any, keyed: tuple[Key, Ref | None] | None, tensor: Any) -> None:
-    view, what = fill
+    target, what = fill
     key, parameter = keyed or (Key(0), None)  # a constant takes none
-    where = box(view, parameter) if parameter else None
+    where = box(target, parameter) if parameter else None
     if where is None or parameter is None:
-        fill_many_([tensor(view)], [what], [key])
-        return
-    offsets, shape = where
-    part = tensor(parameter)[tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))]
-    fill_many_([part], [what], [key], [Window(parameter.size, offsets)])
+        fill_many_([tensor(target)], [what], [key])
+    else:
+        fill_many_([view(tensor(parameter), *where)], [what], [key], [Window(parameter.size, where[0])])
 
 
 def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: torch.device) -> Any:
