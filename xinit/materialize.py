@@ -281,10 +281,7 @@ def _drawn(
                 target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device
             )
             continue
-        if target.store not in storages:
-            memory = torch.empty(target.store.nbytes, dtype=torch.uint8, device=device)
-            storages[target.store] = memory.untyped_storage()
-        values[target] = whole.of(storages[target.store]).to(dtype)
+        values[target] = whole.among(storages, device).to(dtype)
     fill_writes_([(t.name, values[t], todo) for t, todo in writes.items()], progress, "materialize_")
     return [values[target] for target in targets]
 

@@ -51,6 +51,12 @@ class Ref(NamedTuple):
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         return empty.set_(storage, self.offset, self.size, self.stride)
 
+    def among(self, storages: dict[Store, torch.UntypedStorage], device: torch.device) -> Tensor:
+        """The view of its memory among these, which is made on the device if it is not there yet."""
+        if self.store not in storages:
+            storages[self.store] = torch.empty(self.store.nbytes, dtype=torch.uint8, device=device).untyped_storage()
+        return self.of(storages[self.store])
+
     def dense(self) -> bool:
         """Whether no element is missing in between, and none is there twice."""
         expected = 1

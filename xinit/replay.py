@@ -51,12 +51,7 @@ def replay(
     last = {store: node for node in nodes for store in node.stores}
 
     def tensor(leaf: Ref | Data) -> Tensor:
-        if isinstance(leaf, Data):
-            return leaf.tensor.to(device)
-        if leaf.store not in storages:
-            memory = torch.empty(leaf.store.nbytes, dtype=torch.uint8, device=device)
-            storages[leaf.store] = memory.untyped_storage()
-        return leaf.of(storages[leaf.store])
+        return leaf.tensor.to(device) if isinstance(leaf, Data) else leaf.among(storages, device)
 
     with torch.no_grad():
         for node in nodes:
