@@ -13,8 +13,9 @@ from torch.nn import init
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xinit.distributions import DTYPES
+
 _aten, _ops = torch.ops.aten, torch.ops.xinit
-_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 
 def plain(tensor: Tensor) -> bool:
@@ -28,7 +29,7 @@ def plain(tensor: Tensor) -> bool:
 
 
 def _drawable(tensor: Tensor) -> bool:
-    return tensor.dtype in _DTYPES and tensor.device.type in ("cpu", "cuda", "meta") and plain(tensor)
+    return tensor.dtype in DTYPES and tensor.device.type in ("cpu", "cuda", "meta") and plain(tensor)
 
 
 # torch.nn.init.trunc_normal_ rejects until nothing is left to reject: a loop over several operators, so no operator stands for
@@ -110,7 +111,7 @@ class _Accelerate(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rest = [kwargs.get(name, default) for name, default in defaults.items()][len(args) - 1 :]
             if _draw(fill, args[0], (*args[1:], *rest), kwargs.get("generator")):
                 return args[0]
-        elif func in _FACTORIES and kwargs.get("dtype") in (None, *_DTYPES):
+        elif func in _FACTORIES and kwargs.get("dtype") in (None, *DTYPES):
             empty, fill, count = _FACTORIES[func]
             tensor = empty(*args[count:], **{name: value for name, value in kwargs.items() if name != "generator"})
             if _draw(fill, tensor, args[:count], kwargs.get("generator")):

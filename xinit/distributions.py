@@ -18,6 +18,7 @@ from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of what can be filled
 
 Axes = int | Sequence[int]
 

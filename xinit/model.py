@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from xinit.distributions import Blocks, Distribution, zeros
+from xinit.distributions import DTYPES, Blocks, Distribution, zeros
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
@@ -20,8 +20,6 @@ from xinit.recipes import Recipe, rules_of
 from xinit.sharding import is_sharded, local_of, pieces
 from xinit.sites import Patterns, Site, predicate, selected, sites_of, some
 from xinit.writes import Write, bar_of, fill_writes_, writes_of
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(slots=True)
@@ -111,8 +109,8 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
             raise NotImplementedError(
                 f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"
             )
-        elif parameter.dtype not in _DTYPES:
-            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        elif parameter.dtype not in DTYPES:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
         elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
             empty.append(name)

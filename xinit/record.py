@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit.accelerate import _DTYPES
 from xinit.distributions import (
+    DTYPES,
     Distribution,
     constant,
     kaiming_normal,
@@ -285,7 +285,7 @@ _SCALED: dict[Any, Callable[..., Distribution]] = {
 
 def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
     """What an in-place operator fills its first argument with, if it does that and nothing else."""
-    if args[0].dtype not in _DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
+    if args[0].dtype not in DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
         return None  # with a key or a window, its values are chosen already
     if func in _SCALED:
         return _SCALED[func](*args[1:]).resolve(args[0].shape)

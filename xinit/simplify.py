@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from xinit.accelerate import _DTYPES
-from xinit.distributions import Distribution
+from xinit.distributions import DTYPES, Distribution
 from xinit.record import Node, Ref, Store
 
 _aten = torch.ops.aten
@@ -34,11 +33,11 @@ def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], set[
         source = node.args[1] if node.func is _aten.copy_.default else node.args[0]
         if node.answer is not None or not isinstance(source, Ref) or target.store is not store:
             return None
-        if target.dtype not in _DTYPES:
+        if target.dtype not in DTYPES:
             return None
         if source.store is not store:
             # A copy, or the like: of a storage of the same layout, as a whole.
-            if not (source.whole() and target.whole() and source[2:] == target[2:] and source.dtype in _DTYPES):
+            if not (source.whole() and target.whole() and source[2:] == target[2:] and source.dtype in DTYPES):
                 return None
             inner = fills(source.store, node.time)
             if inner is None:
