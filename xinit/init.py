@@ -2,16 +2,18 @@
 
 All of them work in place, without recording gradients, on a tensor of dtype float32, float64, float16 or bfloat16, with any
 strides, on CPU or CUDA, and return that tensor. A tensor on the meta device is left as it is; one without elements draws
-nothing. Besides their own arguments they take:
+nothing.
+
+A ``DTensor`` is filled on each rank with that rank's part of the whole, without communication; fans are those of the whole.
+With a generator, every rank must call alike, with its generator in the same state: each then takes the same key from it, ranks
+without elements included.
+
+Besides their own arguments they take
 
     generator: the ``torch.Generator`` to take a key from; None for the default one of the tensor's device. It advances
         by one draw, whatever the size of the tensor.
     key: an :class:`xinit.Key` instead: the values are then a pure function of key and index.
     window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
-
-A ``DTensor`` is filled on each rank with that rank's part of the whole, without communication; fans are those of the whole.
-With a generator, every rank must call alike, with its generator in the same state: each then takes the same key from it, ranks
-without elements included.
 
 and raise
 
