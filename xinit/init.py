@@ -27,15 +27,11 @@ and raise
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import torch
 from torch import Generator, Tensor
 
-from xinit import _C
+from xinit.calls import fill, fill_scaled, gain_of, slope_of
 from xinit.keys import Key
-from xinit.sharding import is_sharded, pieces
 from xinit.window import Window
 
 _ops = torch.ops.xinit
@@ -47,103 +43,6 @@ _xavier_normal_ = _ops.xavier_normal_.default
 _kaiming_uniform_ = _ops.kaiming_uniform_.default
 _kaiming_normal_ = _ops.kaiming_normal_.default
 _variance_scaling_ = _ops.variance_scaling_.default
-
-
-def _fill(
-    op: Any,
-    tensor: Tensor,
-    parameters: tuple[Any, ...],
-    generator: Generator | None,
-    key: Key | None,
-    window: Window | None,
-) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
-    try:
-        if is_sharded(tensor):
-            _fill_shard(op, tensor, parameters, generator, key, window)
-        elif key is None and window is None:
-            op(tensor, *parameters, generator=generator)
-        else:
-            op(tensor, *parameters, generator=generator, **_place(op, key, window))
-    except RuntimeError as error:
-        # What the dispatcher says of an argument that is not of the schema's type.
-        if "Expected a value of type" in str(error):
-            raise TypeError(str(error)) from None
-        raise
-    return tensor
-
-
-def _fill_shard(
-    op: Any,
-    tensor: Tensor,
-    parameters: tuple[Any, ...],
-    generator: Generator | None,
-    key: Key | None,
-    window: Window | None,
-) -> None:
-    if window is not None:
-        raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
-    parts = pieces(tensor, op.__name__)
-    source, state = generator, None
-    if key is None and len(parts) > 1:  # all of them take the key that one draw gives
-        source = generator if generator is not None else _default_generator(tensor.device)
-        state = source.get_state()
-    for i, (part, where) in enumerate(parts):
-        if i and source is not None and state is not None:
-            source.set_state(state)
-        op(part, *parameters, generator=source, **_place(op, key, where))
-    torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
-
-
-def _default_generator(device: torch.device) -> Generator:
-    if device.type == "cpu":
-        return torch.default_generator
-    generator: Generator = torch.get_device_module(device).default_generators[device.index]
-    return generator
-
-
-def _scale(
-    op: Any,
-    tensor: Tensor,
-    parameters: tuple[Any, ...],
-    generator: Generator | None,
-    key: Key | None,
-    window: Window | None,
-) -> Tensor:
-    """As _fill, for distributions scaled by a fan: a tensor without elements has none, so it is left, with torch's warning."""
-    if isinstance(tensor, Tensor) and not tensor.numel() and (window is None or 0 in window.global_shape):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
-        return tensor
-    return _fill(op, tensor, parameters, generator, key, window)
-
-
-def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
-    place: dict[str, Any] = {}
-    if key is not None:
-        if not isinstance(key, Key):
-            raise TypeError(f"{op.__name__}: key must be an xinit.Key, but found {type(key).__name__}")
-        place["key"] = key.words
-    if window is not None:
-        if not isinstance(window, Window):
-            raise TypeError(f"{op.__name__}: window must be an xinit.Window, but found {type(window).__name__}")
-        place["global_shape"] = window.global_shape
-        place["offsets"] = window.offsets
-    return place
-
-
-def _slope(a: Any, nonlinearity: str) -> float:
-    """The negative slope, checked as torch checks it: only where it is used."""
-    if nonlinearity != "leaky_relu":
-        return 0.0
-    if isinstance(a, bool) or not isinstance(a, (int, float)):
-        raise ValueError(f"negative_slope {a} not a valid number")
-    return float(a)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[misc]
-def _gain(nonlinearity: str, slope: float) -> float:
-    return _C.calculate_gain(nonlinearity, slope)
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -162,7 +61,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
         1.38675
     """
-    return float(_gain(nonlinearity, _slope(0.01 if param is None else param, nonlinearity)))
+    return float(gain_of(nonlinearity, slope_of(0.01 if param is None else param, nonlinearity)))
 
 
 def uniform_(
@@ -192,7 +91,7 @@ def uniform_(
         >>> bool((w.abs() < 1).all())
         True
     """
-    return _fill(_uniform_, tensor, (a, b), generator, key, window)
+    return fill(_uniform_, tensor, (a, b), generator, key, window)
 
 
 def normal_(
@@ -219,7 +118,7 @@ def normal_(
         >>> round(w.std().item(), 4)
         0.02
     """
-    return _fill(_normal_, tensor, (mean, std), generator, key, window)
+    return fill(_normal_, tensor, (mean, std), generator, key, window)
 
 
 def trunc_normal_(
@@ -254,7 +153,7 @@ def trunc_normal_(
         >>> round(w.std().item(), 4), bool((w.abs() <= 0.04).all())
         (0.0176, True)
     """
-    return _fill(_trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
+    return fill(_trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
 
 
 def xavier_uniform_(
@@ -284,7 +183,7 @@ def xavier_uniform_(
         >>> bool((w.abs() < (6 / 300) ** 0.5).all())
         True
     """
-    return _scale(_xavier_uniform_, tensor, (gain,), generator, key, window)
+    return fill_scaled(_xavier_uniform_, tensor, (gain,), generator, key, window)
 
 
 def xavier_normal_(
@@ -312,7 +211,7 @@ def xavier_normal_(
         >>> round(w.std().item() / (2 / 4000) ** 0.5, 2)
         1.67
     """
-    return _scale(_xavier_normal_, tensor, (gain,), generator, key, window)
+    return fill_scaled(_xavier_normal_, tensor, (gain,), generator, key, window)
 
 
 def kaiming_uniform_(
@@ -345,8 +244,8 @@ def kaiming_uniform_(
         >>> bool((w.abs() < (6 / 200) ** 0.5).all())
         True
     """
-    slope = a if type(a) is float else _slope(a, nonlinearity)
-    return _scale(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    slope = a if type(a) is float else slope_of(a, nonlinearity)
+    return fill_scaled(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def kaiming_normal_(
@@ -378,8 +277,8 @@ def kaiming_normal_(
         >>> round(w.std().item(), 3), round((2 / 800) ** 0.5, 3)
         (0.05, 0.05)
     """
-    slope = a if type(a) is float else _slope(a, nonlinearity)
-    return _scale(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    slope = a if type(a) is float else slope_of(a, nonlinearity)
+    return fill_scaled(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def variance_scaling_(
@@ -412,7 +311,7 @@ def variance_scaling_(
         >>> round(w.var().item() * 900, 2)
         2.0
     """
-    return _scale(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
+    return fill_scaled(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
 
 
 def lecun_uniform_(
@@ -428,7 +327,7 @@ def lecun_uniform_(
         >>> bool((w.abs() < 0.1).all())
         True
     """
-    return _scale(_variance_scaling_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
+    return fill_scaled(_variance_scaling_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
 
 
 def lecun_normal_(
@@ -442,4 +341,4 @@ def lecun_normal_(
         >>> round(w.std().item(), 3)
         0.05
     """
-    return _scale(_variance_scaling_, tensor, (1.0, "fan_in", "truncated_normal"), generator, key, window)
+    return fill_scaled(_variance_scaling_, tensor, (1.0, "fan_in", "truncated_normal"), generator, key, window)

@@ -1,0 +1,111 @@
+"""From a function's arguments to its operator's: keys, windows and sharded tensors, and the gain of a nonlinearity."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from xinit import _C
+from xinit.keys import Key
+from xinit.sharding import is_sharded, pieces
+from xinit.window import Window
+
+
+def fill(
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    try:
+        if is_sharded(tensor):
+            _fill_shard(op, tensor, parameters, generator, key, window)
+        elif key is None and window is None:
+            op(tensor, *parameters, generator=generator)
+        else:
+            op(tensor, *parameters, generator=generator, **_place(op, key, window))
+    except RuntimeError as error:
+        # What the dispatcher says of an argument that is not of the schema's type.
+        if "Expected a value of type" in str(error):
+            raise TypeError(str(error)) from None
+        raise
+    return tensor
+
+
+def fill_scaled(
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> Tensor:
+    """As fill, for distributions scaled by a fan: a tensor without elements has none, so it is left, with torch's warning."""
+    if isinstance(tensor, Tensor) and not tensor.numel() and (window is None or 0 in window.global_shape):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        return tensor
+    return fill(op, tensor, parameters, generator, key, window)
+
+
+def _fill_shard(
+    op: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> None:
+    if window is not None:
+        raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
+    parts = pieces(tensor, op.__name__)
+    source, state = generator, None
+    if key is None and len(parts) > 1:  # all of them take the key that one draw gives
+        source = generator if generator is not None else _default_generator(tensor.device)
+        state = source.get_state()
+    for i, (part, where) in enumerate(parts):
+        if i and source is not None and state is not None:
+            source.set_state(state)
+        op(part, *parameters, generator=source, **_place(op, key, where))
+    torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
+
+
+def _default_generator(device: torch.device) -> Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    generator: Generator = torch.get_device_module(device).default_generators[device.index]
+    return generator
+
+
+def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
+    place: dict[str, Any] = {}
+    if key is not None:
+        if not isinstance(key, Key):
+            raise TypeError(f"{op.__name__}: key must be an xinit.Key, but found {type(key).__name__}")
+        place["key"] = key.words
+    if window is not None:
+        if not isinstance(window, Window):
+            raise TypeError(f"{op.__name__}: window must be an xinit.Window, but found {type(window).__name__}")
+        place["global_shape"] = window.global_shape
+        place["offsets"] = window.offsets
+    return place
+
+
+def slope_of(a: Any, nonlinearity: str) -> float:
+    """The negative slope, checked as torch checks it: only where it is used."""
+    if nonlinearity != "leaky_relu":
+        return 0.0
+    if isinstance(a, bool) or not isinstance(a, (int, float)):
+        raise ValueError(f"negative_slope {a} not a valid number")
+    return float(a)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]
+def gain_of(nonlinearity: str, slope: float) -> float:
+    return _C.calculate_gain(nonlinearity, slope)
