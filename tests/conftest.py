@@ -39,6 +39,20 @@ FAN_FILLS = {
 }
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For tensors so small that a second thread is only waited for."""
+    threads(1)
+
+
 def bits(tensor):
     return tensor.contiguous().view(getattr(torch, f"int{8 * tensor.element_size()}"))
 

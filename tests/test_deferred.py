@@ -17,13 +17,7 @@ from torch.nn.utils import parametrizations
 import xinit
 from xinit import Window
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(build, key=KEY, **options):

@@ -40,18 +40,14 @@ def test_formula(dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layout_and_threads_do_not_matter(dtype):
+def test_layout_and_threads_do_not_matter(dtype, threads):
     tensor = xinit.normal_(torch.empty(300, 517, dtype=dtype), key=KEY)
     wide = torch.zeros(300, 600, dtype=dtype)
     wide[:, 40:557] = tensor
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            for same in (tensor, tensor.t().contiguous().t(), wide[:, 40:557], torch.nn.Parameter(tensor)):
-                assert torch.equal(digest(same), expected(tensor))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        threads(count)
+        for same in (tensor, tensor.t().contiguous().t(), wide[:, 40:557], torch.nn.Parameter(tensor)):
+            assert torch.equal(digest(same), expected(tensor))
     assert torch.equal(digest(tensor[:1].expand(4, 517)), expected(tensor[:1].expand(4, 517)))
 
 

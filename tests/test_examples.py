@@ -1,7 +1,7 @@
 """What the methods are for: small models learn from their weights, and deep ones keep the size of their activations."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import xinit
 from xinit import Key
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Example(NamedTuple):
@@ -41,15 +43,6 @@ def initialised(example: Example, key: Key) -> nn.Sequential:
         else:
             xinit.zeros_(parameter)
     return model
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The tensors are so small that a second thread is only waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @examples

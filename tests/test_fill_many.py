@@ -39,24 +39,20 @@ def tensors():
         yield pair, torch.nn.Parameter(tensor) if i % 5 == 0 else tensor
 
 
-def test_the_bits_are_those_of_single_fills_whatever_the_order_and_the_threads():
+def test_the_bits_are_those_of_single_fills_whatever_the_order_and_the_threads(threads):
     cases = [(pair, tensor, KEY.fold_in(i)) for i, (pair, tensor) in enumerate(tensors())]
     expected = []
     for (_, fill), tensor, key in cases:
         alone = torch.empty_like(tensor, memory_format=torch.contiguous_format).detach()
         fill(alone, key)
         expected.append(alone)
-    threads = torch.get_num_threads()
-    try:
-        for count, order in ((1, cases), (2, cases[::-1]), (3, cases[7:] + cases[:7])):
-            torch.set_num_threads(count)
-            for _, tensor, _ in cases:
-                tensor.detach().fill_(torch.nan)
-            xinit.fill_many_([t for _, t, _ in order], [p[0] for p, _, _ in order], [k for _, _, k in order])
-            for (_, tensor, _), alone in zip(cases, expected, strict=True):
-                assert torch.equal(tensor.detach(), alone)
-    finally:
-        torch.set_num_threads(threads)
+    for count, order in ((1, cases), (2, cases[::-1]), (3, cases[7:] + cases[:7])):
+        threads(count)
+        for _, tensor, _ in cases:
+            tensor.detach().fill_(torch.nan)
+        xinit.fill_many_([t for _, t, _ in order], [p[0] for p, _, _ in order], [k for _, _, k in order])
+        for (_, tensor, _), alone in zip(cases, expected, strict=True):
+            assert torch.equal(tensor.detach(), alone)
 
 
 def test_versions_move_and_leaves_stay_leaves():

@@ -121,13 +121,6 @@ def test_pairs_and_blocks_hold_together_at_a_large_base(kind):
 # ---- machine ----
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @kinds
 @dtypes
 def test_threads_do_not_matter(kind, dtype, threads):

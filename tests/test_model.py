@@ -4,7 +4,6 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import redirect_stderr
 from functools import partial
 
@@ -20,16 +19,9 @@ import xinit
 from xinit import Key
 from xinit.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20262).fold_in("model")
 RECIPE = {"*.bias": xinit.uniform(-1, 1), "*": xinit.xavier_normal()}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tensors(model):

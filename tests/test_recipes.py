@@ -3,7 +3,6 @@
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -14,15 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import xinit
 from xinit import Key, recipes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20261).fold_in("recipes")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Draws(TorchDispatchMode):

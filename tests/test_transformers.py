@@ -12,6 +12,7 @@ from xinit import Key
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(7)
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 TOKENS = {"vocab_size": 128, "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}
@@ -84,13 +85,10 @@ models = pytest.mark.parametrize("model", MODELS)
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """One thread, since the models are small; and the library's own warnings are its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The library's own warnings are its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache
