@@ -37,6 +37,8 @@ FAN_FILLS = {
     "lecun_uniform": xinit.lecun_uniform_,
     "lecun_normal": xinit.lecun_normal_,
 }
+FILLS = KINDS | FAN_FILLS
+fills = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from conftest import same
+from conftest import FILLS, same
 from sharded_models import (
     KEY,
     LAYOUTS,
@@ -124,19 +124,6 @@ def raises(kind, *needles):
 
 
 # ---- cases ----
-
-FILLS = {
-    "uniform": partial(xinit.uniform_, a=-1.0, b=3.0),
-    "normal": xinit.normal_,
-    "trunc_normal": xinit.trunc_normal_,
-    "xavier_uniform": xinit.xavier_uniform_,
-    "xavier_normal": xinit.xavier_normal_,
-    "kaiming_uniform": xinit.kaiming_uniform_,
-    "kaiming_normal": partial(xinit.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
-    "variance_scaling": partial(xinit.variance_scaling_, mode="fan_avg"),
-    "lecun_uniform": xinit.lecun_uniform_,
-    "lecun_normal": xinit.lecun_normal_,
-}
 
 
 def accepted(mesh, where):

@@ -4,14 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import FAN_FILLS, dtypes, levels, output, run_python, same
+from conftest import FILLS, KINDS, dtypes, fills, levels, output, run_python, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import xinit
 from xinit import Key, Window
-
-FILLS = {"uniform": xinit.uniform_, "normal": xinit.normal_, "trunc_normal": xinit.trunc_normal_} | FAN_FILLS
-fills = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +74,7 @@ def test_one_draw_whatever_is_filled(dtype, default_generator):
         (torch.empty(3, 7, dtype=dtype), parts),
         (torch.empty(0, 7, dtype=dtype), parts),  # the rank whose shard is empty keeps in step with the others
     ):
-        for fill in (xinit.uniform_, xinit.normal_, xinit.trunc_normal_):
+        for fill in KINDS.values():
             default_generator.set_state(before)
             fill(tensor, window=window)
             assert torch.equal(default_generator.get_state(), expected)
@@ -86,7 +83,7 @@ def test_one_draw_whatever_is_filled(dtype, default_generator):
 @pytest.mark.parametrize("make", ["empty", "meta", "fake"])
 def test_nothing_to_fill_draws_nothing(make, default_generator):
     generator, before = seeded(), default_generator.get_state()
-    for fill in (xinit.uniform_, xinit.normal_, xinit.trunc_normal_, *(FAN_FILLS.values() if make != "empty" else ())):
+    for fill in (KINDS if make == "empty" else FILLS).values():
         for given in (None, generator):
             if make == "fake":
                 with FakeTensorMode():

@@ -11,6 +11,7 @@ import torch
 from conftest import (
     DTYPES,
     FAN_FILLS,
+    FILLS,
     INTERVALS,
     KEY,
     KINDS,
@@ -273,8 +274,8 @@ def test_compiled_is_eager():
     where = Window((9, 40), (2, 3))
 
     def fills():
-        out = [torch.empty(5, 37, dtype=dtype) for _ in (*KINDS, *FAN_FILLS) for dtype in DTYPES]
-        calls = [partial(fill, window=where) for fill in (*KINDS.values(), *FAN_FILLS.values()) for _ in DTYPES]
+        out = [torch.empty(5, 37, dtype=dtype) for _ in FILLS for dtype in DTYPES]
+        calls = [partial(fill, window=where) for fill in FILLS.values() for _ in DTYPES]
         return [call(tensor, key=KEY) for call, tensor in zip(calls, out, strict=True)]
 
     compiled = torch.compile(fills, fullgraph=True)

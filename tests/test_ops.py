@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from conftest import FAN_FILLS, KEY, KINDS, dtypes, same
+from conftest import KEY, dtypes, fills, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import xinit
@@ -25,8 +25,6 @@ OPS = {
     ),
 }
 COMMON = "Generator? generator=None, int[]? key=None, SymInt[]? global_shape=None, SymInt[]? offsets=None"
-FILLS = KINDS | FAN_FILLS
-fills = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 
 
 def compiles(test):
