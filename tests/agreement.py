@@ -1,4 +1,4 @@
-"""Whether a model that xinit has drawn could have come from its own constructor."""
+"""Models, and whether one that xinit has drawn could have come from its own constructor."""
 
 import math
 
@@ -7,6 +7,53 @@ from torch import nn
 
 ROUNDS = 6  # of the constructor, to compare with
 LIMIT = 5.0  # standard errors
+
+
+def images(model):
+    return model(torch.randn(4, 3, 9, 9))
+
+
+def vectors(model):
+    return model(torch.randn(16, next(iter(model.children()), model).in_features))
+
+
+# torch's own modules, and what each makes of inputs.
+MODULES = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(40, 80), nn.LayerNorm(80), nn.ReLU(), nn.Linear(80, 10)), vectors),
+    "bilinear": (lambda: nn.Bilinear(9, 8, 7), lambda model: model(torch.randn(9, 9), torch.randn(9, 8))),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.PReLU(),
+            nn.ConvTranspose2d(16, 8, 3, groups=2),
+            nn.GroupNorm(2, 8),
+        ),
+        images,
+    ),
+    "lstm": (lambda: nn.LSTM(12, 20, 2, bidirectional=True), lambda model: model(torch.randn(9, 8, 12))[0]),
+    "gru": (lambda: nn.GRU(12, 20), lambda model: model(torch.randn(9, 8, 12))[0]),
+    "padded embedding": (lambda: nn.Embedding(50, 20, padding_idx=3), lambda model: model(torch.arange(50))),
+    "embedding bag": (
+        lambda: nn.EmbeddingBag(50, 20, padding_idx=-1),
+        lambda model: model(torch.arange(48).view(6, 8)),
+    ),
+    "attention": (
+        lambda: nn.MultiheadAttention(16, 2, kdim=12, vdim=10, add_bias_kv=True, batch_first=True),
+        lambda model: model(torch.randn(4, 6, 16), torch.randn(4, 5, 12), torch.randn(4, 5, 10))[0],
+    ),
+    "transformer": (
+        lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True, dropout=0.0),
+        lambda model: model(torch.randn(4, 6, 16), torch.randn(4, 5, 16)),
+    ),
+}
+
+
+def private_trunc_normal_(tensor, mean=0.0, std=1.0, a=-2.0, b=2.0):
+    """As libraries carry it along: by the inverse of the distribution function, in operators of torch."""
+    low, high = (math.erf((bound - mean) / std / math.sqrt(2)) for bound in (a, b))
+    with torch.no_grad():
+        return tensor.uniform_(low, high).erfinv_().mul_(std * math.sqrt(2)).add_(mean).clamp_(a, b)
 
 
 def eager(build):

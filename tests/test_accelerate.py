@@ -2,11 +2,11 @@
 
 import threading
 from functools import partial
-from math import erf, sqrt
+from math import sqrt
 
 import pytest
 import torch
-from agreement import agree, eager, outputs_agree
+from agreement import MODULES, agree, eager, outputs_agree, private_trunc_normal_
 from conftest import dtypes, same
 from torch import nn
 from torch.nn import init
@@ -145,13 +145,6 @@ def test_errors_are_torchs(draw):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def private_trunc_normal_(tensor, mean, std, a, b):
-    """As libraries carry it along: by the inverse of the distribution function, in operators of torch."""
-    low, high = (erf((bound - mean) / std / sqrt(2)) for bound in (a, b))
-    with torch.no_grad():
-        return tensor.uniform_(low, high).erfinv_().mul_(std * sqrt(2)).add_(mean).clamp_(a, b)
-
-
 def test_a_private_truncated_normal_is_right():
     torch.manual_seed(0)
     with xinit.accelerate():
@@ -236,30 +229,6 @@ def test_another_thread_is_not_affected():
     for place, drawn in results.items():
         assert torch.equal(drawn, xinit_drawn(1) if place in inside else expected), place
     assert as_before(before)
-
-
-MODULES = {
-    "mlp": (
-        lambda: nn.Sequential(nn.Linear(40, 80), nn.LayerNorm(80), nn.ReLU(), nn.Linear(80, 10)),
-        lambda model: model(torch.randn(64, 40)),
-    ),
-    "convolutions": (
-        lambda: nn.Sequential(
-            nn.Conv2d(3, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.ConvTranspose2d(16, 8, 3, groups=2),
-            nn.GroupNorm(2, 8),
-        ),
-        lambda model: model(torch.randn(4, 3, 9, 9)),
-    ),
-    "lstm": (lambda: nn.LSTM(12, 20, 2, bidirectional=True), lambda model: model(torch.randn(9, 8, 12))[0]),
-    "embedding": (lambda: nn.Embedding(50, 20, padding_idx=3), lambda model: model(torch.arange(50))),
-    "transformer": (
-        lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True, dropout=0.0),
-        lambda model: model(torch.randn(4, 6, 16), torch.randn(4, 5, 16)),
-    ),
-}
 
 
 @pytest.mark.parametrize("model", MODULES)

@@ -4,11 +4,11 @@ import copy
 import pickle
 import threading
 from functools import partial
-from math import erf, sqrt
+from math import sqrt
 
 import pytest
 import torch
-from agreement import agree, eager, outputs_agree
+from agreement import MODULES, agree, eager, images, outputs_agree, private_trunc_normal_, vectors
 from conftest import KEY, dtypes, output, run_python, same
 from torch import nn
 from torch.nn import init
@@ -73,13 +73,6 @@ class Vision(nn.Module):
             init.kaiming_uniform_(expert, a=sqrt(5))
 
 
-def private_trunc_normal_(tensor, mean=0.0, std=1.0, a=-2.0, b=2.0):
-    """As libraries carry it along: by the inverse of the distribution function, in operators of torch."""
-    low, high = (erf((bound - mean) / std / sqrt(2)) for bound in (a, b))
-    with torch.no_grad():
-        return tensor.uniform_(low, high).erfinv_().mul_(std * sqrt(2)).add_(mean).clamp_(a, b)
-
-
 def with_weight(fill, shape=(30, 20)):
     def build():
         model = nn.Linear(*reversed(shape))
@@ -90,42 +83,7 @@ def with_weight(fill, shape=(30, 20)):
     return build
 
 
-def images(model):
-    return model(torch.randn(4, 3, 9, 9))
-
-
-def vectors(model):
-    return model(torch.randn(16, next(iter(model.children()), model).in_features))
-
-
-MODELS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(40, 80), nn.LayerNorm(80), nn.ReLU(), nn.Linear(80, 10)), vectors),
-    "bilinear": (lambda: nn.Bilinear(9, 8, 7), lambda model: model(torch.randn(9, 9), torch.randn(9, 8))),
-    "convolutions": (
-        lambda: nn.Sequential(
-            nn.Conv2d(3, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.PReLU(),
-            nn.ConvTranspose2d(16, 8, 3, groups=2),
-            nn.GroupNorm(2, 8),
-        ),
-        images,
-    ),
-    "lstm": (lambda: nn.LSTM(12, 20, 2, bidirectional=True), lambda model: model(torch.randn(9, 8, 12))[0]),
-    "gru": (lambda: nn.GRU(12, 20), lambda model: model(torch.randn(9, 8, 12))[0]),
-    "padded embedding": (lambda: nn.Embedding(50, 20, padding_idx=3), lambda model: model(torch.arange(50))),
-    "embedding bag": (
-        lambda: nn.EmbeddingBag(50, 20, padding_idx=-1),
-        lambda model: model(torch.arange(48).view(6, 8)),
-    ),
-    "attention": (
-        lambda: nn.MultiheadAttention(16, 2, kdim=12, vdim=10, add_bias_kv=True, batch_first=True),
-        lambda model: model(torch.randn(4, 6, 16), torch.randn(4, 5, 12), torch.randn(4, 5, 10))[0],
-    ),
-    "transformer": (
-        lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True, dropout=0.0),
-        lambda model: model(torch.randn(4, 6, 16), torch.randn(4, 5, 16)),
-    ),
+MODELS = MODULES | {
     "vision": (Vision, lambda model: model.cls.flatten() + model.positions[0, :9].flatten()[:64]),
     "private truncated normal": (with_weight(partial(private_trunc_normal_, std=0.1, b=0.05)), vectors),
     "orthogonal_": (with_weight(init.orthogonal_), vectors),
