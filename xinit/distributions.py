@@ -282,19 +282,17 @@ def fill_many_(
             )
         devices.setdefault(tensor.device, []).append(i)
     for indices in devices.values():
-        wholes = [_whole(i, tensors[i], windows[i] if windows is not None else None) for i in indices]
-        resolved = [
-            distributions[i].resolve(whole.global_shape) if 0 not in whole.global_shape else zeros()
-            for i, whole in zip(indices, wholes, strict=True)
-        ]
+        places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
+        wholes = [place.global_shape for place in places] or [tuple(tensors[i].shape) for i in indices]
+        resolved = [zeros() if 0 in s else distributions[i].resolve(s) for i, s in zip(indices, wholes, strict=True)]
         _fill_many_(
             [tensors[i] for i in indices],
             [d.name for d in resolved],
             [p for d in resolved for p in (*d.parameters, 0.0, 0.0, 0.0)[:4]],
             [word for i in indices for word in keys[i].words],
             [] if names is None else [names[i] for i in indices],
-            [] if windows is None else [size for whole in wholes for size in whole.global_shape],
-            [] if windows is None else [offset for whole in wholes for offset in whole.offsets],
+            [size for place in places for size in place.global_shape],
+            [offset for place in places for offset in place.offsets],
         )
 
 
@@ -317,7 +315,7 @@ def _fill_many_shards_(
     torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor)])
 
 
-def _whole(index: int, tensor: Tensor, window: Window | None) -> Window:
+def _window(index: int, tensor: Tensor, window: Window | None) -> Window:
     if window is None:
         return Window(tuple(tensor.shape), (0,) * tensor.dim())
     if len(window.offsets) != tensor.dim():
