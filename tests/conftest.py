@@ -1,5 +1,6 @@
 """What the tests share: a table of fills, comparison as bits, windows, and Python processes of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def run_python(code, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+ISAS = {"DEFAULT": "baseline", "AVX2": "avx2", "AVX512": "avx512"}
+
+
+def by_lesser_isas(expression, setup=""):
+    """What the expression gives with each instruction set below this process's. Others are left out, because
+    ATEN_CPU_CAPABILITY is not checked against the machine."""
+    here = torch.backends.cpu.get_cpu_capability()
+    if here not in ISAS or here == "DEFAULT":
+        pytest.skip(f"there is no instruction set below {here}")
+    assert xinit.build_info()["cpu_isa"] == ISAS[here]
+    lesser = list(ISAS)[: list(ISAS).index(here)]
+    code = f"import json, xinit; {setup}; print(json.dumps([xinit.build_info()['cpu_isa'], {expression}]))"
+    runs = [run_python(code, ATEN_CPU_CAPABILITY=isa.lower(), OMP_NUM_THREADS="1") for isa in lesser]
+    found = [json.loads(output(run)) for run in runs]
+    assert [isa for isa, _ in found] == [ISAS[isa] for isa in lesser]
+    return [value for _, value in found]
 
 
 def output(process, timeout=120):
