@@ -26,15 +26,22 @@ XINIT_HD DigestKey digest_key(Key key, Dtype dtype) {
           words.w[2] | static_cast<uint64_t>(words.w[3]) << 32};
 }
 
-// A Weyl sequence of the index, the bits, and the multiplications and shifts of SplitMix64 (Steele, Lea, Flood: "Fast
+// Where the index comes in: a Weyl sequence, of that step from each index to the next.
+constexpr uint64_t kDigestStep = 0x9e3779b97f4a7c15u;
+XINIT_HD uint64_t digest_weyl(DigestKey key, uint64_t index) { return key.low + index * kDigestStep; }
+
+// The sequence's member, the bits, and the multiplications and shifts of SplitMix64 (Steele, Lea, Flood: "Fast
 // splittable pseudorandom number generators", OOPSLA 2014) around them.
-XINIT_HD Digest digest_element(DigestKey key, uint64_t index, uint64_t bits) {
-  uint64_t h = (key.low + index * 0x9e3779b97f4a7c15u);
+XINIT_HD Digest digest_hash(DigestKey key, uint64_t weyl, uint64_t bits) {
+  uint64_t h = weyl;
   h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u ^ bits;
   h = (h ^ (h >> 32)) * 0x94d049bb133111ebu;
   h ^= h >> 31;
   const uint64_t g = (h + key.high) * 0xbf58476d1ce4e5b9u;
   return {h, g ^ (g >> 29)};
+}
+XINIT_HD Digest digest_element(DigestKey key, uint64_t index, uint64_t bits) {
+  return digest_hash(key, digest_weyl(key, index), bits);
 }
 
 // Of the elements first, first + stride, ... of a window, counted row by row: one thread's share.

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../csrc/cpu/digest_loop.h"
 #include "../csrc/cpu/fill_loop.h"
 #include "../csrc/cuda/fill_body.h"
 #include "../csrc/digest.h"
@@ -144,12 +145,12 @@ void compare_many() {
       fail("launch of many", jobs[i].fill, static_cast<int>(i / 4 % 5), {first_block.back(), kThreads});
 }
 
-// The digest of a window, by any number of threads, is the sum over its elements.
-void compare_digests() {
-  std::vector<uint32_t> data(3000);
-  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<uint32_t>(i * 2654435761u);
-  const DigestKey key = digest_key({5, 6}, Dtype::kFloat);
-  for (const auto& dims : {std::vector<Dim>{{2500, 1, 1}}, {{50, 60, 77}, {40, 1, 1}}, {{7, 1, 9}, {9, 7, 1}}}) {
+// The digest of a window, by any number of threads, or by the CPU's loop in any parts, is the sum over its elements.
+void compare_digests(Dtype dtype, const std::vector<Dim>& dims) {
+  with_bits_of(dtype, [&](auto zero) {
+    std::vector<decltype(zero)> data(3000);
+    for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<decltype(zero)>(i * 0x9e3779b97f4a7c15u);
+    const DigestKey key = digest_key({5, 6}, dtype);
     const Window window = make_windows(3, dims)[0].window;
     Digest expected;
     for (int64_t row = 0; row < window.rows; ++row) {
@@ -157,23 +158,34 @@ void compare_digests() {
       for (int64_t i = 0; i < window.run; ++i)
         expected += digest_element(key, at.start + static_cast<uint64_t>(i), data[at.offset + i * window.run_stride]);
     }
+    const auto compare = [&](const char* how, uint64_t parts, Digest sum) {
+      if (sum.low == expected.low && sum.high == expected.high) return;
+      std::printf("digest differs: %s, %llu parts\n", how, static_cast<unsigned long long>(parts));
+      std::exit(1);
+    };
     for (const uint64_t threads : {1, 33, 256, 10000}) {
       Digest sum;
       for (uint64_t thread = 0; thread < threads; ++thread)
         sum += digest_elements(window, data.data(), key, thread, threads);
-      if (sum.low != expected.low || sum.high != expected.high) {
-        std::printf("digest differs: %llu threads\n", static_cast<unsigned long long>(threads));
-        std::exit(1);
-      }
+      compare("threads", threads, sum);
     }
-  }
+    const int64_t count = window.rows * window.run;
+    for (const int64_t parts : {1, 7, 100}) {
+      Digest sum;
+      for (int64_t part = 0; part < parts; ++part)
+        sum += digest_baseline({data.data(), dtype, key, window}, part * count / parts, (part + 1) * count / parts);
+      compare("loop", static_cast<uint64_t>(parts), sum);
+    }
+  });
 }
 
 }  // namespace
 
 int main() {
   compare_many();
-  compare_digests();
+  for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16})
+    for (const auto& dims : {std::vector<Dim>{{2500, 1, 1}}, {{50, 60, 77}, {40, 1, 1}}, {{7, 1, 9}, {9, 7, 1}}})
+      compare_digests(dtype, dims);
   for (int kind = 0; kind < 5; ++kind)
     for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16}) {
       for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 64, 100, 1021, 4099})

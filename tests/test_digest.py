@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import by_lesser_isas
 
 import xinit
 from xinit import _C, Key
@@ -16,15 +17,19 @@ def digest(tensor, key=KEY, **window):
     return torch.ops.xinit.digest(tensor, key.words, **window)
 
 
-def expected(tensor, key=KEY):
-    """By the formula, from the bits of a contiguous tensor."""
+def expected(tensor, key=KEY, global_shape=None, offsets=None):
+    """By the formula, from the tensor's bits."""
     words = np.array(_C.words(key.seed, key.stream, 0, 1), np.uint64)
     low = (words[0] | words[1] << np.uint64(32)) + np.uint64(CODES[tensor.dtype])
     high = words[2] | words[3] << np.uint64(32)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.contiguous().view(whole).numpy().view(DTYPES[tensor.dtype]).ravel().astype(np.uint64)
     u = np.uint64
-    h = low + np.arange(bits.size, dtype=u) * u(0x9E3779B97F4A7C15)
+    index = np.zeros((), u)
+    shape = tensor.shape if global_shape is None else global_shape
+    for size, whole_size, offset in zip(tensor.shape, shape, offsets or [0] * tensor.dim(), strict=True):
+        index = (index * u(whole_size))[..., None] + np.arange(size, dtype=u) + u(offset)
+    h = low + index.ravel() * u(0x9E3779B97F4A7C15)
     h = (h ^ h >> u(30)) * u(0xBF58476D1CE4E5B9) ^ bits
     h = (h ^ h >> u(32)) * u(0x94D049BB133111EB)
     h ^= h >> u(31)
@@ -37,6 +42,35 @@ def expected(tensor, key=KEY):
 def test_formula(dtype, shape):
     tensor = xinit.normal_(torch.empty(shape, dtype=dtype), key=KEY)
     assert torch.equal(digest(tensor), expected(tensor))
+
+
+# Around the widths of vectors, and of several of them abreast; rows of each length, too.
+LENGTHS = (*range(71), *(n + d for n in (96, 128, 160, 192, 256, 512, 1024) for d in (-1, 0, 1)))
+
+
+def placed(dtype):
+    """Tensors and the windows they are: contiguous at any alignment, rows of a wider one, strided, transposed."""
+    values = xinit.normal_(torch.empty(3, 2060, dtype=dtype), key=KEY)
+    for n in LENGTHS:
+        yield values[0, n % 5 :][:n], {}
+        yield values[:, 3 : 3 + n], {"global_shape": (2**20, 2**20 + 7), "offsets": (2**19 + n, 5)}
+        yield values[1, : 2 * n : 2], {"global_shape": (2**34,), "offsets": (2**32 - 9,)}
+        yield values[:, :n].t(), {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_formula_at_any_length_and_place(dtype):
+    for tensor, where in placed(dtype):
+        assert torch.equal(digest(tensor, **where), expected(tensor, **where)), (tensor.shape, where)
+
+
+def digests():
+    return [digest(tensor, **where).tolist() for dtype in DTYPES for tensor, where in placed(dtype)]
+
+
+def test_the_instruction_set_does_not_matter():
+    found = by_lesser_isas("t.digests()", "import test_digest as t")
+    assert found == [digests()] * len(found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,13 +7,15 @@
 #include <vector>
 
 #include "../fill.h"
+#include "digest_loop.h"
 
 namespace xinit {
 
 at::Tensor digest_cpu(const at::Tensor& self, const std::vector<Placed>& windows, const Key& key);
 
-// The instruction set in use: avx512, avx2 or baseline.
+// The instruction set in use: avx512, avx2 or baseline; and its digest.
 const char* cpu_isa();
+DigestRange digest_of_isa();
 
 // OpenMP's threads do not survive a fork, and a child that waits for them hangs: it runs on one thread.
 bool in_forked_child();

@@ -17,6 +17,7 @@ namespace {
 struct Isa {
   const char* name;
   FillUnits fill;
+  DigestRange digest;
 };
 
 // As ATen reports it, so that ATEN_CPU_CAPABILITY steers xinit too.
@@ -25,11 +26,11 @@ const Isa& isa() {
 #if defined(__x86_64__)
     const std::string capability = at::get_cpu_capability();
     if (__builtin_cpu_supports("f16c")) {
-      if (capability == "AVX512") return Isa{"avx512", fill_avx512};
-      if (capability == "AVX2") return Isa{"avx2", fill_avx2};
+      if (capability == "AVX512") return Isa{"avx512", fill_avx512, digest_avx512};
+      if (capability == "AVX2") return Isa{"avx2", fill_avx2, digest_avx2};
     }
 #endif
-    return Isa{"baseline", fill_baseline};
+    return Isa{"baseline", fill_baseline, digest_baseline};
   }();
   return chosen;
 }
@@ -71,6 +72,7 @@ void fill_cpu(const at::Tensor& self, const Distribution& distribution, const st
 }  // namespace
 
 const char* cpu_isa() { return isa().name; }
+DigestRange digest_of_isa() { return isa().digest; }
 bool in_forked_child() { return forked; }
 
 TORCH_LIBRARY_IMPL(xinit, CPU, m) { register_ops(m, {fill_cpu, fill_many_cpu, digest_cpu}); }

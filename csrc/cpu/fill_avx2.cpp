@@ -18,6 +18,7 @@
 #endif
 
 #define XINIT_VECTOR_BYTES 32
+#include "digest_loop.h"
 #include "fill_loop.h"
 #include "vector_lanes.h"
 
@@ -71,6 +72,7 @@ struct Avx2 : VectorLanes {
 }  // namespace
 
 void fill_avx2(const Fill& job, uint64_t begin, uint64_t end) { fill_units<Avx2>(job, begin, end); }
+Digest digest_avx2(const DigestJob& job, int64_t begin, int64_t end) { return digest_range(job, begin, end); }
 
 }  // namespace xinit
 

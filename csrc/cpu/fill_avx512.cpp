@@ -22,6 +22,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define XINIT_VECTOR_BYTES 64
+#include "digest_loop.h"
 #include "fill_loop.h"
 #include "vector_lanes.h"
 
@@ -66,6 +67,7 @@ struct Avx512 : VectorLanes {
 }  // namespace
 
 void fill_avx512(const Fill& job, uint64_t begin, uint64_t end) { fill_units<Avx512>(job, begin, end); }
+Digest digest_avx512(const DigestJob& job, int64_t begin, int64_t end) { return digest_range(job, begin, end); }
 
 }  // namespace xinit
 

@@ -7,6 +7,7 @@
 #endif
 
 #define XINIT_VECTOR_BYTES 16
+#include "digest_loop.h"
 #include "fill_loop.h"
 #include "vector_lanes.h"
 
@@ -98,5 +99,6 @@ struct Baseline : VectorLanes {
 }  // namespace
 
 void fill_baseline(const Fill& job, uint64_t begin, uint64_t end) { fill_units<Baseline>(job, begin, end); }
+Digest digest_baseline(const DigestJob& job, int64_t begin, int64_t end) { return digest_range(job, begin, end); }
 
 }  // namespace xinit
