@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -280,20 +281,37 @@ def floors():
     yield baseline
 
 
+def quietly(measured, bystanders):
+    """Its rows, and the others' share meanwhile. What was measured while the machine was busy is measured again."""
+    for _ in range(3):
+        rows, others = list(measured()), bystanders.share()
+        if others < timing.BUSY:
+            break
+    return rows, others
+
+
 def check():
-    """Whether all floors hold. What was measured while the machine was busy is measured again, and does not count."""
+    """Whether all floors hold.
+
+    What misses one is measured four times more, and the median of the five counts: what runs beside a virtual machine slows
+    memory and not torch.nn.init for seconds on end, and no count of its own tells. What was always busy does not count.
+    """
     torch.set_num_threads(min(2, timing.cores()))
     print(timing.describe(timing.machine()))
     print(f"{'what':<60} {'required':>8} {'reached':>8} {'others':>6}")
     bystanders, verdicts = timing.Bystanders(), []
     for measured in floors():
-        for _ in range(3):
-            rows, others = list(measured()), bystanders.share()
-            if others < timing.BUSY:
-                break
-        for what, floor, reached in rows:
+        runs = [quietly(measured, bystanders)]
+        if any(reached < floor for _, floor, reached in runs[0][0]):
+            runs += [quietly(measured, bystanders) for _ in range(4)]
+        others = max(share for _, share in runs)
+        for again in zip(*(rows for rows, _ in runs), strict=True):
+            what, floor, _ = again[0]
+            ratios = [reached for *_, reached in again]
+            reached, all_of_them = statistics.median(ratios), ", ".join(f"{ratio:.2f}" for ratio in ratios)
             verdicts.append("busy" if others >= timing.BUSY else "FAILED" if reached < floor else "ok")
-            print(f"{what:<60} {floor:>8.2f} {reached:>8.2f} {others:>6.0%} {verdicts[-1]}", flush=True)
+            note = f" (median of {all_of_them})" if len(runs) > 1 else ""
+            print(f"{what:<60} {floor:>8.2f} {reached:>8.2f} {others:>6.0%} {verdicts[-1]}{note}", flush=True)
     print(", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)))
     return set(verdicts) == {"ok"}
 

@@ -37,10 +37,10 @@ XINIT_HD constexpr Schedule schedule(uint64_t seed) {
 }
 
 // Ten rounds on c[0..3]. L names the word W, a scalar or a vector of them, and its product by a multiplier, high and
-// low. Vector lanes keep a word in the low half of 64 bits and whatever they like above it: a product is then its own
-// low word.
-template <class L>
-XINIT_HD constexpr void philox4x32_10(typename L::W (&c)[4], const Schedule& keys) {
+// low; the keys are scalars, or vectors of the same one in all lanes. Vector lanes keep a word in the low half of 64
+// bits and whatever they like above it: a product is then its own low word.
+template <class L, class Keys>
+XINIT_HD constexpr void philox4x32_10(typename L::W (&c)[4], const Keys& keys) {
   XINIT_UNROLL
   for (int i = 0; i < kRounds; ++i) {
     const auto product0 = L::multiply(c[0], kMultiplier0);

@@ -23,12 +23,12 @@ template <class V, int n>
 XINIT_HD V part(const Pack<V, n>& x, int i) {
   return x.v[i];
 }
-template <class S, class = std::enable_if_t<std::is_arithmetic_v<S>>>
+template <class S, class = std::enable_if_t<kPacked<S> == 0>>
 XINIT_HD S part(S x, int) {
   return x;
 }
 
-// op on each vector; a scalar goes with all of them.
+// op on each vector; a scalar, or a single vector, goes with all of them.
 template <class Op, class... A>
 XINIT_HD auto each(Op op, const A&... a) {
   constexpr int kWidths[] = {kPacked<A>...}, n = kWidths[0] > 0 ? kWidths[0] : kWidths[sizeof...(A) - 1];

@@ -52,6 +52,12 @@ struct Avx2 : VectorLanes {
     return reinterpret_cast<U>(_mm256_blend_epi32(reinterpret_cast<__m256i>(even),
                                                   _mm256_shuffle_epi32(reinterpret_cast<__m256i>(odd), 0xA0), 0xAA));
   }
+  static XINIT_HD void zip(W a, W b, W& x, W& y) {
+    const __m256i even = _mm256_unpacklo_epi64(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)),
+                  odd = _mm256_unpackhi_epi64(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+    x = reinterpret_cast<W>(_mm256_permute2x128_si256(even, odd, 0x20));
+    y = reinterpret_cast<W>(_mm256_permute2x128_si256(even, odd, 0x31));
+  }
   static XINIT_HD void interleave(F (&x)[4]) {
     const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])),
                   b = _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]));

@@ -47,6 +47,14 @@ struct Avx512 : VectorLanes {
     return reinterpret_cast<U>(_mm512_mask_shuffle_epi32(reinterpret_cast<__m512i>(even), 0xAAAA,
                                                          reinterpret_cast<__m512i>(odd), _MM_PERM_CCAA));
   }
+  static XINIT_HD void zip(W a, W b, W& x, W& y) {
+    const __m512i lower = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+                  upper = _mm512_add_epi64(lower, _mm512_set1_epi64(4));
+    x = reinterpret_cast<W>(
+        _mm512_permutex2var_epi64(reinterpret_cast<__m512i>(a), lower, reinterpret_cast<__m512i>(b)));
+    y = reinterpret_cast<W>(
+        _mm512_permutex2var_epi64(reinterpret_cast<__m512i>(a), upper, reinterpret_cast<__m512i>(b)));
+  }
   static XINIT_HD void interleave(F (&x)[4]) {
     const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[0], x[1])),
                   b = _mm512_castps_pd(_mm512_unpackhi_ps(x[0], x[1]));

@@ -79,6 +79,10 @@ struct Baseline : VectorLanes {
     for (int i = 0; i < 4; ++i) x[i] = F{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
   }
 #endif
+  static XINIT_HD void zip(W a, W b, W& x, W& y) {
+    x = W{a[0], b[0]};
+    y = W{a[1], b[1]};
+  }
   static XINIT_HD uint32_t at_least(F x, float bound) {
     uint32_t lanes = 0;
     for (int i = 0; i < kLanes; ++i) lanes |= static_cast<uint32_t>(x[i] >= bound) << i;

@@ -4,6 +4,7 @@
 //   merge(even, odd)   words of two W as one U: even lanes from the first, odd lanes from the second
 //   at_least(x, bound) a bit for each lane of x >= bound, the first lane's lowest
 //   interleave(x)      x[j] lane l  ->  x[l % 4] at 4 * (l / 4) + j: transposes each group of four lanes
+//   zip(a, b, x, y)    lanes of the lower halves of a and b in turn, and of the upper halves
 //   store(out, x)      float, double, and the 16-bit types, rounded to nearest even
 #pragma once
 
@@ -15,10 +16,10 @@
 
 namespace xinit {
 
-// Generates blocks four words wide, kLanes at a time: a tile. Along long rows most tiles go straight to memory; along
-// short ones a tile takes the blocks as they come, row after row, and its pieces are copied; across rows that are
-// neighbours in memory a tile takes one block of each. The loops have the tile inlined, and copies of the round keys
-// and the distribution that no store can alias, so that these stay in registers from row to row.
+// Generates blocks four words wide, kLanes at a time: a tile. Along a row, tiles of consecutive blocks go straight to
+// memory; the blocks before and after them are gathered from row to row into a batch. Across rows that are neighbours
+// in memory, a tile takes one block of each. The loops have the tile inlined, call nothing, and use copies of the round
+// keys and the distribution that no store can alias, so that these stay in registers.
 template <class L, Kind kind, Dtype dtype>
 class FillLoop {
   using F = typename L::F;
@@ -32,195 +33,19 @@ class FillLoop {
 
  public:
   explicit FillLoop(const Fill& job)
-      : window_(job.window),
-        out_(static_cast<T*>(job.out)),
-        stream_(job.key.stream),
-        keys_(schedule(job.key.seed)),
-        distribution_(job.distribution) {}
+      : window_(job.window), out_(static_cast<T*>(job.out)), stream_(job.key.stream), distribution_(job.distribution) {
+    const Schedule keys = schedule(job.key.seed);
+    for (int i = 0; i < kRounds; ++i) {
+      keys_.key0[i] = W{} + keys.key0[i];
+      keys_.key1[i] = W{} + keys.key1[i];
+    }
+  }
 
   // The units [begin, end) of the window.
-  void run(uint64_t begin, uint64_t end) const {
-    if (window_.rows_first)
-      across(begin, end);
-    else if (window_.run_stride == 1 && window_.run >= 4 * kTile)
-      along_long(begin, end);
-    else
-      along(begin, end);
-  }
+  void run(uint64_t begin, uint64_t end) const { window_.rows_first ? across(begin, end) : along(begin, end); }
 
  private:
-  // ---- row after row ----
-
-  void along_long(uint64_t unit, uint64_t end) const {
-    const Schedule keys = keys_;
-    const Distribution d = distribution_;
-    const int64_t per_row = window_.units_per_row;
-    int64_t index = static_cast<int64_t>(unit % static_cast<uint64_t>(per_row)),
-            left = static_cast<int64_t>(end - unit);
-    CurrentRow row(window_, unit / static_cast<uint64_t>(per_row));
-    Tile rest;
-    Notes notes;
-    for (; left > 0; index = 0, row.skip(window_, 1)) {
-      const RowBlocks blocks(window_, row);
-      const int64_t stop = std::min(index + left, blocks.count);
-      left -= per_row - index;
-      // Blocks without a head that belongs to nobody; then whole tiles; then what is left.
-      const int64_t first = std::max<int64_t>(index, blocks.phase != 0);
-      const int64_t tiles = std::max<int64_t>(0, std::min(stop, blocks.whole) - first) / kBlocks;
-      queue(rest, blocks, index, std::min(first, stop));
-      uint64_t block = blocks.first + static_cast<uint64_t>(first);
-      T* out = out_ + blocks.offset(4 * first);
-      W even = lane_blocks(0) + block, odd = lane_blocks(1) + block;
-      U next[4];
-      if constexpr (kAhead) words(even, odd, keys, next);
-      for (const T* const last = out + tiles * kTile; out != last; out += kTile, block += kBlocks) {
-        if constexpr (!kAhead) words(even, odd, keys, next);
-        const U w[4] = {next[0], next[1], next[2], next[3]};
-        even += static_cast<uint64_t>(kBlocks);
-        odd += static_cast<uint64_t>(kBlocks);
-        if constexpr (kAhead) words(even, odd, keys, next);
-        F x[4];
-        NoteTails tails;
-        shape(w, d, x, tails);
-        L::interleave(x);
-        store_tile(x, d, out, L::kLanes);
-        if constexpr (kind == Kind::kTruncated) {
-          notes.note[notes.count] = {block, out - out_, tails.lanes};
-          notes.count += tails.lanes != 0;
-          if (notes.count == Notes::kMost) mend(notes);
-        }
-      }
-      queue(rest, blocks, std::min(first + tiles * kBlocks, stop), stop);
-    }
-    if (notes.count > 0) mend(notes);
-    if (rest.blocks > 0) fill_rest(rest);
-  }
-
-  void along(uint64_t unit, uint64_t end) const {
-    const Schedule keys = keys_;
-    const Distribution d = distribution_;
-    const int64_t per_row = window_.units_per_row;
-    int64_t index = static_cast<int64_t>(unit % static_cast<uint64_t>(per_row)),
-            left = static_cast<int64_t>(end - unit);
-    CurrentRow row(window_, unit / static_cast<uint64_t>(per_row));
-    while (left > 0) {
-      Tile tile;
-      do {
-        const RowBlocks blocks(window_, row);
-        const int64_t count = std::min(std::min<int64_t>(kBlocks - tile.blocks, blocks.count - index), left);
-        if (count > 0) {
-          tile.add(blocks, index, count);
-          index += count;
-          left -= count;
-        }
-        if (index >= blocks.count) {
-          left -= per_row - index;
-          index = 0;
-          row.skip(window_, 1);
-        }
-      } while (tile.blocks < kBlocks && left > 0);
-      fill(tile, keys, d);
-    }
-  }
-
-  // ---- block after block, each through all rows: the rows are nearer to each other in memory than their elements ----
-
-  void across(uint64_t unit, uint64_t end) const {
-    const Schedule keys = keys_;
-    const Distribution d = distribution_;
-    const uint64_t rows = static_cast<uint64_t>(window_.rows);
-    const Dim& rung = window_.dims[0];
-    uint64_t index = unit / rows;
-    CurrentRow row(window_, unit % rows);
-    Tile tile;
-    while (unit < end) {
-      const Unit at = row_unit(window_, row.start, row.offset, index);
-      if (rung.stride == 1 && rung.step % 4 == 0 && at.first == 0 && at.last == 4 && end - unit >= kBlocks &&
-          rung.size - row.at[0] >= kBlocks) {
-        // One block of each of kBlocks rows, lanes in the order of rows: a store for each of its four words.
-        F x[4];
-        const uint64_t step = rung.step / 4;
-        values(at.block + row_lanes(0) * step, at.block + row_lanes(1) * step, keys, d, x);
-        store_tile(x, d, out_ + at.offset, window_.run_stride);
-        unit += kBlocks;
-        if (row.skip(window_, kBlocks)) ++index;
-      } else {
-        if (at.first < at.last) tile.add(at.block, 1, at.first, at.last - at.first, at.offset);
-        if (tile.blocks == kBlocks) fill(tile, keys, d);
-        ++unit;
-        if (row.skip(window_, 1)) ++index;
-      }
-    }
-    if (tile.blocks > 0) fill(tile, keys, d);
-  }
-
-  // ---- tiles ----
-
-  // The words of the blocks in even and odd lanes: w[i] holds the i-th of each.
-  XINIT_HD void words(W even, W odd, const Schedule& keys, U (&w)[4]) const {
-    using Two = Abreast<L, 2>;
-    const W zero = even ^ even, low = zero + stream_, high = zero + (stream_ >> 32);
-    typename Two::W c[4] = {{low, low}, {high, high}, {even, odd}, {even >> 32, odd >> 32}};
-    philox4x32_10<Two>(c, keys);
-    XINIT_UNROLL
-    for (int i = 0; i < 4; ++i) w[i] = L::merge(c[i].v[0], c[i].v[1]);
-  }
-
-  // From words to values, all four vectors abreast.
-  template <class Tails>
-  static XINIT_HD void shape(const U (&w)[4], const Distribution& d, F (&x)[4], Tails& tails) {
-    constexpr int n = kind == Kind::kNormal ? 2 : 1;  // words that make a sample together
-    using Wide = Abreast<L, 4 / n>;
-    typename Wide::U words[n];
-    typename Wide::F samples[n];
-    XINIT_UNROLL
-    for (int i = 0; i < 4; ++i) words[i % n].v[i / n] = w[i];
-    transform<kind, Wide>(words, samples, d, tails);
-    XINIT_UNROLL
-    for (int i = 0; i < 4; ++i) x[i] = samples[i % n].v[i / n];
-  }
-
-  XINIT_HD void values(W even, W odd, const Schedule& keys, const Distribution& d, F (&x)[4]) const {
-    U w[4];
-    words(even, odd, keys, w);
-    MendTails tails;
-    shape(w, d, x, tails);
-  }
-
-  // Four vectors, `stride` elements from one to the next.
-  static XINIT_HD void store_tile(F (&x)[4], const Distribution& d, T* out, int64_t stride) {
-    XINIT_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      T* const to = out + i * stride;
-      // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
-      if constexpr (kClamped<kind> && dtype != Dtype::kDouble)
-        x[i] = L::min(L::max(x[i], L::splat(d.low)), L::splat(d.high));
-      L::store(DtypeTag<dtype>{}, to, x[i]);
-      if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
-        for (int j = 0; j < L::kLanes; ++j)
-          to[j] = to[j] < d.low_wide ? d.low_wide : to[j] > d.high_wide ? d.high_wide : to[j];
-    }
-  }
-
-  // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the
-  // second.
-  static constexpr int lane_of(int place) { return 4 * (place % (kBlocks / 4)) + place / (kBlocks / 4); }
-  static constexpr int place_of(int lane) { return kBlocks / 4 * (lane % 4) + lane / 4; }  // its inverse
-
-  static XINIT_HD W lane_blocks(int odd) {
-    W blocks = {};
-    for (int place = 0; place < kBlocks; ++place)
-      if (lane_of(place) % 2 == odd) blocks[lane_of(place) / 2] = static_cast<uint64_t>(place);
-    return blocks;
-  }
-
-  static XINIT_HD W row_lanes(int odd) {
-    W rows = {};
-    for (int i = 0; i < kBlocks / 2; ++i) rows[i] = static_cast<uint64_t>(2 * i + odd);
-    return rows;
-  }
-
-  // ---- the current row ----
+  // ---- places ----
 
   struct CurrentRow {
     uint64_t start;                     // logical index,
@@ -253,128 +78,76 @@ class FillLoop {
     }
   };
 
-  // ---- tiles whose blocks are consecutive in places only ----
-
   // A row's blocks, and its words counted from the first block's first: [phase, stop).
   struct RowBlocks {
     uint64_t first;
-    int64_t phase, stop, count, whole;  // of the blocks, those before `whole` end in the row
-    int64_t start, stride;              // memory
+    int64_t phase, stop, count;
+    int64_t start, stride;  // memory
 
     XINIT_HD RowBlocks(const Window& window, const CurrentRow& row)
         : first(row.start / 4),
           phase(static_cast<int64_t>(row.start % 4)),
           stop(phase + window.run),
           count((stop + 3) / 4),
-          whole(stop / 4),
           start(row.offset),
           stride(window.run_stride) {}
     // Where a word goes.
     XINIT_HD int64_t offset(int64_t word) const { return start + (word - phase) * stride; }
   };
 
-  struct Piece {
-    int at, count;   // elements of the tile
-    int64_t offset;  // of the first in memory
+  // Where `along` is: at a row, and within it at tiles of consecutive blocks, if there are any left of it.
+  struct Walk {
+    CurrentRow row;       // whose blocks are next,
+    int64_t index, left;  //   from that one on, and units from there to the end
+    int64_t tiles = 0;
+    uint64_t block = 0;  // the next tile's first
+    T* out = nullptr;
+    int wanted = 0;  // words of the last tile
+
+    Walk(const Window& window, uint64_t unit, uint64_t end)
+        : row(window, unit / static_cast<uint64_t>(window.units_per_row)),
+          index(static_cast<int64_t>(unit % static_cast<uint64_t>(window.units_per_row))),
+          left(static_cast<int64_t>(end - unit)) {}
   };
 
-  struct Tile {
-    int blocks = 0, pieces = 0;
-    Piece piece[kBlocks];
-    W even = {}, odd = {};
-
-    // Consecutive blocks take the next places; what stands beyond is overwritten by the next call. `count` of their
-    // elements are wanted, after those that are skipped.
-    XINIT_HD void add(uint64_t block, int number, int skipped, int count, int64_t offset) {
-      const W evens = lane_blocks(0), odds = lane_blocks(1);
-      if (blocks == 0) {
-        even = evens + block;
-        odd = odds + block;
-      } else {
-        const uint64_t place = static_cast<uint64_t>(blocks);
-        even = evens >= place ? evens + (block - place) : even;
-        odd = odds >= place ? odds + (block - place) : odd;
-      }
-      piece[pieces++] = {4 * blocks + skipped, count, offset};
-      blocks += number;
-    }
-    XINIT_HD void add(const RowBlocks& row, int64_t index, int64_t number) {
-      const int64_t from = std::max(4 * index, row.phase), to = std::min(4 * (index + number), row.stop);
-      add(row.first + static_cast<uint64_t>(index), static_cast<int>(number), static_cast<int>(from - 4 * index),
-          static_cast<int>(to - from), row.offset(from));
-    }
-  };
-
-  // Fills and empties it.
-  XINIT_HD void fill(Tile& tile, const Schedule& keys, const Distribution& d) const {
-    const int64_t stride = window_.run_stride;
-    F x[4];
-    values(tile.even, tile.odd, keys, d, x);
-    L::interleave(x);
-    if (tile.pieces == 1 && tile.piece[0].count == kTile && stride == 1) {
-      store_tile(x, d, out_ + tile.piece[0].offset, L::kLanes);
-    } else {
-      alignas(64) T buffer[kTile];
-      store_tile(x, d, buffer, L::kLanes);
-      for (int i = 0; i < tile.pieces; ++i) {
-        const Piece piece = tile.piece[i];
-        int at = piece.at;
-        const int end = at + piece.count;
-        if (stride == 1)
-          copy<1>(out_ + (piece.offset - at), buffer, at, end);
-        else
-          for (T* to = out_ + piece.offset; at < end; ++at, to += stride) *to = buffer[at];
-      }
-    }
-    tile.blocks = tile.pieces = 0;
-  }
-
-  // Once more, not inlined, for all that are rarely filled.
-  __attribute__((noinline)) void fill_rest(Tile& tile) const {
-    const Schedule keys = keys_;
-    const Distribution d = distribution_;
-    fill(tile, keys, d);
-  }
-
-  // Adds a row's blocks [index, stop) to a tile that is filled whenever it is full.
-  XINIT_HD void queue(Tile& tile, const RowBlocks& row, int64_t index, int64_t stop) const {
-    while (index < stop) {
-      const int64_t count = std::min<int64_t>(kBlocks - tile.blocks, stop - index);
-      tile.add(row, index, count);
-      index += count;
-      if (tile.blocks == kBlocks) fill_rest(tile);
-    }
-  }
-
-  // Chunks grow while they are aligned, then shrink: each was written by one store. A load of what two stores have just
-  // written waits for them, and a call of the C library costs as much as what it copies here.
-  template <int chunk>
-  static XINIT_HD void copy(T* to, const T* from, int& at, int end) {
-    const auto move = [&] {
-      __builtin_memcpy(to + at, from + at, chunk * sizeof(T));
-      at += chunk;
+  // Blocks in any order, each of which lies in one row. They are generated one after the other, then copied piece by
+  // piece.
+  struct Batch {
+    static constexpr int kMost = 256, kMostPieces = 64;
+    struct Piece {
+      T* to;
+      int at, count;  // words of the batch
     };
-    if constexpr (chunk < kBlocks) {
-      if ((at & chunk) != 0 && at + chunk <= end) move();
-      copy<2 * chunk>(to, from, at, end);
-      if (at + chunk <= end) move();
-    } else {
-      XINIT_UNROLL
-      for (int i = 0; i < 4; ++i)
-        if (at + chunk <= end) move();
+    int blocks = 0, pieces = 0;
+    Piece piece[kMostPieces];
+    uint64_t block[kMost + 2 * kBlocks];  // with what the last tile reads beyond, and the one after it
+
+    // For what may come before and after a row's tiles.
+    XINIT_HD bool has_room() const { return blocks + 2 * kBlocks <= kMost && pieces + 2 <= kMostPieces; }
+
+    // `number` consecutive blocks, of which `count` words are wanted after those that are skipped.
+    XINIT_HD void add(uint64_t first, int64_t number, int64_t skipped, int64_t count, T* to) {
+      piece[pieces++] = {to, static_cast<int>(4 * blocks + skipped), static_cast<int>(count)};
+      for (int64_t i = 0; i < number; ++i) block[blocks + i] = first + static_cast<uint64_t>(i);
+      blocks += static_cast<int>(number);
     }
-  }
+    XINIT_HD void add(const RowBlocks& row, int64_t begin, int64_t end, T* out) {
+      if (begin >= end) return;
+      const int64_t from = std::max(4 * begin, row.phase), to = std::min(4 * end, row.stop);
+      add(row.first + static_cast<uint64_t>(begin), end - begin, from - 4 * begin, to - from, out + row.offset(from));
+    }
+  };
 
-  // ---- tails of a truncated normal: every sixth tile has one, and a branch to it would be mispredicted as often. So
-  // whole tiles are filled as if they had none, and the blocks that do are noted, to be filled again afterwards ----
-
+  // Tails of a truncated normal: every sixth tile has one, and a branch to it would be mispredicted as often. So tiles
+  // that go straight to memory are filled as if they had none, and noted, for those blocks to be filled again.
   struct Notes {
+    static constexpr int kMost = 32;
     struct Note {
       uint64_t block;  // the tile's first,
-      int64_t offset;  //   where it goes,
+      T* out;          //   where it goes,
+      int wanted;      //   how many of its words,
       uint32_t lanes;  //   and which blocks have a tail in them
     };
-    static constexpr int kMost = 16;
     int count = 0;
     Note note[kMost];
   };
@@ -387,22 +160,282 @@ class FillLoop {
     }
   };
 
-  __attribute__((noinline)) void mend(Notes& notes) const {
-    Tile tile;
-    for (int i = 0; i < notes.count; ++i)
-      for (uint32_t lanes = notes.note[i].lanes; lanes != 0; lanes &= lanes - 1) {
-        const int place = place_of(__builtin_ctz(lanes));
-        tile.add(notes.note[i].block + static_cast<uint64_t>(place), 1, 0, 4, notes.note[i].offset + 4 * place);
-        if (tile.blocks == kBlocks) fill_rest(tile);
+  // Of all rounds, in all lanes: in a loop with as much else in it as here, compilers broadcast them at each use.
+  struct Keys {
+    W key0[kRounds], key1[kRounds];
+  };
+
+  // ---- row after row ----
+
+  void along(uint64_t unit, uint64_t end) const {
+    Walk walk(window_, unit, end);
+    Batch batch;
+    Notes notes;
+    while (walk.left > 0 || walk.tiles > 0) {
+      straight(walk, batch, notes);
+      gather(notes, batch);
+      if (!batch.has_room()) fill(batch);
+    }
+    if (batch.blocks > 0) fill(batch);
+  }
+
+  // Fills tiles that go straight to memory, until there are none left, or no room for what does not.
+  __attribute__((noinline)) void straight(Walk& place, Batch& batch, Notes& notes) const {
+    const Keys keys = keys_;
+    const Distribution d = distribution_;
+    Walk walk = place;
+    if (walk.tiles == 0) advance(walk, batch);
+    U next[4];
+    if constexpr (kAhead) words(consecutive(walk.block), keys, next);
+    while (walk.tiles > 0 && notes.count < Notes::kMost) {
+      const uint64_t block = walk.block;
+      T* const out = walk.out;
+      const int wanted = walk.tiles == 1 ? walk.wanted : kTile;
+      if constexpr (!kAhead) words(consecutive(block), keys, next);
+      const U w[4] = {next[0], next[1], next[2], next[3]};
+      if (--walk.tiles > 0) {
+        walk.block += kBlocks;
+        walk.out += kTile;
+      } else {
+        advance(walk, batch);
       }
-    if (tile.blocks > 0) fill_rest(tile);
+      if constexpr (kAhead) words(consecutive(walk.block), keys, next);
+      F x[4];
+      NoteTails tails;
+      shape(w, d, x, tails);
+      L::interleave(x);
+      XINIT_UNROLL
+      for (int i = 0; i < 3; ++i) store(x[i], d, out + i * L::kLanes);
+      if (wanted == kTile)
+        store(x[3], d, out + 3 * L::kLanes);
+      else
+        store_part(x[3], d, out + 3 * L::kLanes, wanted - 3 * L::kLanes);
+      if constexpr (kind == Kind::kTruncated) {
+        notes.note[notes.count] = {block, out, wanted, tails.lanes};
+        notes.count += tails.lanes != 0;
+      }
+    }
+    place = walk;
+  }
+
+  // To the next tiles. The blocks between go to the batch.
+  XINIT_HD void advance(Walk& walk, Batch& batch) const {
+    while (walk.left > 0 && batch.has_room()) {
+      const RowBlocks row(window_, walk.row);
+      const int64_t begin = walk.index, stop = std::min(begin + walk.left, row.count);
+      // The first block may begin before the row, where nobody may write; of the last one, words can be left out.
+      const int64_t first = std::max<int64_t>(begin, row.phase != 0);
+      const int64_t tiles = window_.run_stride == 1 ? (stop - first) / kBlocks : 0;
+      if (tiles <= 0) {
+        const int64_t end = std::min(stop, begin + Batch::kMost - batch.blocks);
+        batch.add(row, begin, end, out_);
+        if (end < stop) {
+          walk.left -= end - begin;
+          walk.index = end;
+          return;
+        }
+      } else {
+        const int64_t last = first + tiles * kBlocks;
+        batch.add(row, begin, first, out_);
+        batch.add(row, last, stop, out_);
+        walk.block = row.first + static_cast<uint64_t>(first);
+        walk.out = out_ + row.offset(4 * first);
+        walk.tiles = tiles;
+        walk.wanted = static_cast<int>(std::min(4 * last, row.stop) - 4 * (last - kBlocks));
+      }
+      walk.left -= window_.units_per_row - begin;
+      walk.index = 0;
+      walk.row.skip(window_, 1);
+      if (tiles > 0) return;
+    }
+  }
+
+  // ---- block after block, each through all rows: the rows are nearer to each other in memory than their elements ----
+
+  void across(uint64_t unit, uint64_t end) const {
+    const Keys keys = keys_;
+    const Distribution d = distribution_;
+    const uint64_t rows = static_cast<uint64_t>(window_.rows);
+    const Dim& rung = window_.dims[0];
+    uint64_t index = unit / rows;
+    CurrentRow row(window_, unit % rows);
+    Batch batch;
+    while (unit < end) {
+      const Unit at = row_unit(window_, row.start, row.offset, index);
+      if (rung.stride == 1 && rung.step % 4 == 0 && at.first == 0 && at.last == 4 && end - unit >= kBlocks &&
+          rung.size - row.at[0] >= kBlocks) {
+        // One block of each of kBlocks rows, lanes in the order of rows: a store for each of its four words.
+        const uint64_t step = rung.step / 4;
+        U w[4];
+        words({at.block + row_lanes(0) * step, at.block + row_lanes(1) * step}, keys, w);
+        F x[4];
+        MendTails tails;
+        shape(w, d, x, tails);
+        XINIT_UNROLL
+        for (int i = 0; i < 4; ++i) store(x[i], d, out_ + at.offset + i * window_.run_stride);
+        unit += kBlocks;
+        if (row.skip(window_, kBlocks)) ++index;
+      } else {
+        if (at.first < at.last) batch.add(at.block, 1, at.first, at.last - at.first, out_ + at.offset);
+        if (!batch.has_room()) fill(batch);
+        ++unit;
+        if (row.skip(window_, 1)) ++index;
+      }
+    }
+    if (batch.blocks > 0) fill(batch);
+  }
+
+  // ---- tiles ----
+
+  // A tile's block numbers.
+  struct Lanes {
+    W even, odd;
+  };
+
+  // The words of the blocks: w[i] holds the i-th of each.
+  XINIT_HD void words(const Lanes& blocks, const Keys& keys, U (&w)[4]) const {
+    using Two = Abreast<L, 2>;
+    const W even = blocks.even, odd = blocks.odd, zero = even ^ even, low = zero + stream_,
+            high = zero + (stream_ >> 32);
+    typename Two::W c[4] = {{low, low}, {high, high}, {even, odd}, {even >> 32, odd >> 32}};
+    philox4x32_10<Two>(c, keys);
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) w[i] = L::merge(c[i].v[0], c[i].v[1]);
+  }
+
+  // From words to values, all four vectors abreast.
+  template <class Tails>
+  static XINIT_HD void shape(const U (&w)[4], const Distribution& d, F (&x)[4], Tails& tails) {
+    constexpr int n = kind == Kind::kNormal ? 2 : 1;  // words that make a sample together
+    using Wide = Abreast<L, 4 / n>;
+    typename Wide::U words[n];
+    typename Wide::F samples[n];
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) words[i % n].v[i / n] = w[i];
+    transform<kind, Wide>(words, samples, d, tails);
+    XINIT_UNROLL
+    for (int i = 0; i < 4; ++i) x[i] = samples[i % n].v[i / n];
+  }
+
+  // A vector of values to memory.
+  static XINIT_HD void store(F x, const Distribution& d, T* out) {
+    // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
+    if constexpr (kClamped<kind> && dtype != Dtype::kDouble) x = L::min(L::max(x, L::splat(d.low)), L::splat(d.high));
+    L::store(DtypeTag<dtype>{}, out, x);
+    if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
+      for (int i = 0; i < L::kLanes; ++i)
+        out[i] = out[i] < d.low_wide ? d.low_wide : out[i] > d.high_wide ? d.high_wide : out[i];
+  }
+
+  // Of its values all but at most three.
+  static XINIT_HD void store_part(F x, const Distribution& d, T* out, int count) {
+    alignas(64) T all[L::kLanes];
+    store(x, d, all);
+    if constexpr (L::kLanes > 4) {
+      // Four at a time: processors forward a store to a load that lies in one part of it; another waits for memory.
+      XINIT_UNROLL
+      for (int i = 0; i < L::kLanes - 4; i += 4) __builtin_memcpy(out + i, all + i, 4 * sizeof(T));
+      __builtin_memcpy(out + count - 4, all + count - 4, 4 * sizeof(T));
+    } else {
+      for (int i = 0; i < count; ++i) out[i] = all[i];
+    }
+  }
+
+  // Lane l takes the block that interleave puts at 4 * place in memory; even lanes are in the first W, odd in the
+  // second.
+  static constexpr int lane_of(int place) { return 4 * (place % (kBlocks / 4)) + place / (kBlocks / 4); }
+  static constexpr int place_of(int lane) { return kBlocks / 4 * (lane % 4) + lane / 4; }  // its inverse
+
+  // Consecutive blocks from that one.
+  static XINIT_HD Lanes consecutive(uint64_t block) {
+    Lanes blocks = {};
+    for (int place = 0; place < kBlocks; ++place)
+      (lane_of(place) % 2 == 0 ? blocks.even : blocks.odd)[lane_of(place) / 2] = static_cast<uint64_t>(place);
+    return {blocks.even + block, blocks.odd + block};
+  }
+
+  // The blocks of a list.
+  static XINIT_HD Lanes listed(const uint64_t* block) {
+    W low, high;
+    __builtin_memcpy(&low, block, sizeof low);
+    __builtin_memcpy(&high, block + kBlocks / 2, sizeof high);
+    Lanes lanes;
+    L::zip(low, high, lanes.even, lanes.odd);
+    return lanes;
+  }
+
+  static XINIT_HD W row_lanes(int odd) {
+    W rows = {};
+    for (int i = 0; i < kBlocks / 2; ++i) rows[i] = static_cast<uint64_t>(2 * i + odd);
+    return rows;
+  }
+
+  // ---- batches ----
+
+  // Fills and empties it.
+  __attribute__((noinline)) void fill(Batch& batch) const {
+    const Keys keys = keys_;
+    const Distribution d = distribution_;
+    alignas(64) T buffer[4 * Batch::kMost];
+    for (int i = 0; i < 2 * kBlocks; ++i) batch.block[batch.blocks + i] = 0;
+    const uint64_t* block = batch.block;
+    U next[4];
+    if constexpr (kAhead) words(listed(block), keys, next);
+    for (T *out = buffer, *end = buffer + 4 * batch.blocks; out < end; out += kTile) {
+      if constexpr (!kAhead) words(listed(block), keys, next);
+      const U w[4] = {next[0], next[1], next[2], next[3]};
+      block += kBlocks;
+      if constexpr (kAhead) words(listed(block), keys, next);
+      F x[4];
+      MendTails tails;
+      shape(w, d, x, tails);
+      L::interleave(x);
+      XINIT_UNROLL
+      for (int i = 0; i < 4; ++i) store(x[i], d, out + i * L::kLanes);
+    }
+    const int64_t stride = window_.run_stride;
+    for (int i = 0; i < batch.pieces; ++i) {
+      const auto [to, at, count] = batch.piece[i];
+      const T* const from = buffer + at;
+      if (stride == 1 && count >= 4) {
+        copy<L::kLanes>(to, from, count);
+      } else {
+        XINIT_UNROLL
+        for (int j = 0; j < count; ++j) to[j * stride] = from[j];
+      }
+    }
+    batch.blocks = batch.pieces = 0;
+  }
+
+  // Four elements or more; the last chunk overlaps the one before. A call of the C library costs as much as what it
+  // copies here.
+  template <int chunk>
+  static XINIT_HD void copy(T* to, const T* from, int64_t count) {
+    if (count >= chunk) {
+      for (int64_t i = 0; i + chunk <= count; i += chunk) __builtin_memcpy(to + i, from + i, chunk * sizeof(T));
+      __builtin_memcpy(to + count - chunk, from + count - chunk, chunk * sizeof(T));
+    } else if constexpr (chunk > 4) {
+      copy<chunk / 2>(to, from, count);
+    }
+  }
+
+  // Adds the blocks with tails to a batch.
+  __attribute__((noinline)) void gather(Notes& notes, Batch& batch) const {
+    for (int i = 0; i < notes.count; ++i) {
+      const auto [block, out, wanted, noted] = notes.note[i];
+      for (uint32_t lanes = noted; lanes != 0; lanes &= lanes - 1) {
+        if (!batch.has_room()) fill(batch);
+        const int place = place_of(__builtin_ctz(lanes));
+        batch.add(block + static_cast<uint64_t>(place), 1, 0, std::min(4, wanted - 4 * place), out + 4 * place);
+      }
+    }
     notes.count = 0;
   }
 
   const Window window_;
   T* const out_;
   const uint64_t stream_;
-  const Schedule keys_;
+  Keys keys_;
   const Distribution distribution_;
 };
 
