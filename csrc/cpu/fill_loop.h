@@ -125,14 +125,18 @@ class FillLoop {
     // For what may come before and after a row's tiles.
     XINIT_HD bool has_room() const { return blocks + 2 * kBlocks <= kMost && pieces + 2 <= kMostPieces; }
 
-    // `number` consecutive blocks, of which `count` words are wanted after those that are skipped.
+    // `number` consecutive blocks, of which `count` words are wanted after those that are skipped. Written a vector at a
+    // time: what stands beyond is overwritten by the next call.
     XINIT_HD void add(uint64_t first, int64_t number, int64_t skipped, int64_t count, T* to) {
       piece[pieces++] = {to, static_cast<int>(4 * blocks + skipped), static_cast<int>(count)};
-      for (int64_t i = 0; i < number; ++i) block[blocks + i] = first + static_cast<uint64_t>(i);
+      W next = {};
+      for (int i = 0; i < kBlocks / 2; ++i) next[i] = static_cast<uint64_t>(i);
+      next += first;
+      for (int64_t i = 0; i < number; i += kBlocks / 2, next += static_cast<uint64_t>(kBlocks / 2))
+        __builtin_memcpy(block + blocks + i, &next, sizeof next);
       blocks += static_cast<int>(number);
     }
     XINIT_HD void add(const RowBlocks& row, int64_t begin, int64_t end, T* out) {
-      if (begin >= end) return;
       const int64_t from = std::max(4 * begin, row.phase), to = std::min(4 * end, row.stop);
       add(row.first + static_cast<uint64_t>(begin), end - begin, from - 4 * begin, to - from, out + row.offset(from));
     }
@@ -228,7 +232,7 @@ class FillLoop {
       const int64_t tiles = window_.run_stride == 1 ? (stop - first) / kBlocks : 0;
       if (tiles <= 0) {
         const int64_t end = std::min(stop, begin + Batch::kMost - batch.blocks);
-        batch.add(row, begin, end, out_);
+        if (begin < end) batch.add(row, begin, end, out_);
         if (end < stop) {
           walk.left -= end - begin;
           walk.index = end;
@@ -236,8 +240,8 @@ class FillLoop {
         }
       } else {
         const int64_t last = first + tiles * kBlocks;
-        batch.add(row, begin, first, out_);
-        batch.add(row, last, stop, out_);
+        if (begin < first) batch.add(row.first, 1, row.phase, 4 - row.phase, out_ + row.start);
+        if (last < stop) batch.add(row, last, stop, out_);
         walk.block = row.first + static_cast<uint64_t>(first);
         walk.out = out_ + row.offset(4 * first);
         walk.tiles = tiles;
