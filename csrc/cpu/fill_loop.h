@@ -125,8 +125,8 @@ class FillLoop {
     // For what may come before and after a row's tiles.
     XINIT_HD bool has_room() const { return blocks + 2 * kBlocks <= kMost && pieces + 2 <= kMostPieces; }
 
-    // `number` consecutive blocks, of which `count` words are wanted after those that are skipped. Written a vector at a
-    // time: what stands beyond is overwritten by the next call.
+    // `number` consecutive blocks, of which `count` words are wanted after those that are skipped. Written a vector at
+    // a time: what stands beyond is overwritten by the next call.
     XINIT_HD void add(uint64_t first, int64_t number, int64_t skipped, int64_t count, T* to) {
       piece[pieces++] = {to, static_cast<int>(4 * blocks + skipped), static_cast<int>(count)};
       W next = {};
