@@ -1,6 +1,7 @@
 """Models built within deferred() and drawn by materialize_(), against their own constructors and against the keys' own bits."""
 
 import copy
+import gc
 import pickle
 import threading
 from functools import partial
@@ -609,6 +610,51 @@ def test_wrong_arguments():
     with xinit.deferred(), pytest.raises(RuntimeError, match="std"):
         init.normal_(model.weight, std=-1)
     assert model.weight.is_meta
+
+
+def zeroed_later():
+    with xinit.deferred():
+        model = nn.Linear(5, 5)
+    with xinit.deferred():
+        init.zeros_(model.weight)
+    return model, lambda: torch.zeros(5, 5)
+
+
+def cut_later():
+    with xinit.deferred():
+        model = nn.Embedding(5, 5, padding_idx=0)
+    model.weight.data = model.weight.data[1:3, :4]
+    return model, lambda: xinit.normal_(torch.empty(5, 5), key=KEY.fold_in("weight").fold_in(0))[1:3, :4]
+
+
+def of_another_storage_later():
+    with xinit.deferred():
+        model, other = nn.Linear(5, 5), nn.Embedding(5, 5)
+    model.weight.data = other.weight.data
+    return model, lambda: xinit.normal_(torch.empty(5, 5), key=KEY.fold_in("weight"))
+
+
+@pytest.mark.parametrize("build", [zeroed_later, cut_later, of_another_storage_later])
+def test_what_becomes_of_a_parameter_after_its_context(build):
+    model, expected = build()
+    xinit.materialize_(model, key=KEY)
+    assert torch.equal(model.weight, expected())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with xinit.deferred():
+            model = nn.Linear(3, 4)
+        with pytest.raises(TypeError, match="key must be an xinit"):
+            xinit.materialize_(model, key=0)
+        assert gc.isenabled() == enabled
+        xinit.materialize_(model)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_never_written():

@@ -6,7 +6,7 @@ from torch import nn
 
 import xinit
 from xinit import Key, Window
-from xinit.writes import Write, canonical_name, fill_writes_, named_parameters, writes_of
+from xinit.writes import Write, canonical_name, fill_writes_, tensors_of, writes_of
 
 KEY = Key(3)
 
@@ -106,12 +106,12 @@ def test_names_without_wrappers():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     expected = ["0.weight", "0.bias", "1.bias"]
-    assert [name for name, _ in named_parameters(nn.DataParallel(model))] == expected
+    assert [name for name, _ in tensors_of(nn.DataParallel(model))] == expected
     compiled = nn.ModuleDict({"_orig_mod": model})  # as torch.compile wraps it
-    assert [name for name, _ in named_parameters(compiled)] == expected
+    assert [name for name, _ in tensors_of(compiled)] == expected
 
 
 def test_two_parameters_of_one_canonical_name_are_an_error():
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "_orig_mod": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"module\.weight and _orig_mod\.weight are both weight"):
-        named_parameters(model)
+        tensors_of(model)

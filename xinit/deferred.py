@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
 from xinit.plans import Plan, Row, describe
-from xinit.record import Record, Ref, known, now, on_meta, purge, ref, store_of, without_memory
+from xinit.record import Ref, known, now, on_meta, purge, ref, store_of, without_memory
 from xinit.recorder import Recorder
-from xinit.simplify import fills
+from xinit.simplify import fills, record_of
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
@@ -91,7 +91,6 @@ class Modules:
     def seal(self) -> None:
         """At the end: do what is still put off, and leave with each module what is known of its parameters and buffers."""
         self.recorder.finish()
-        time = now()
         for module in {module for root in self.roots() for module in root.modules()}:
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is None or not plain(tensor):
@@ -101,7 +100,7 @@ class Modules:
                     continue
                 if not tensor.is_meta:
                     without_memory(tensor, store)
-                record = Record(ref(tensor, store), time, tensor._version)
+                record = record_of(tensor, store, tensor._version)
                 tensor.__dict__["_xinit_record"] = record
                 module.__dict__.setdefault("_xinit_records", {})[name] = record
         purge()

@@ -283,8 +283,11 @@ def fill_many_(
         devices.setdefault(tensor.device, []).append(i)
     for indices in devices.values():
         places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
-        wholes = [place.global_shape for place in places] or [tuple(tensors[i].shape) for i in indices]
-        resolved = [zeros() if 0 in s else distributions[i].resolve(s) for i, s in zip(indices, wholes, strict=True)]
+        resolved = [distributions[i] for i in indices]
+        for at, distribution in enumerate(resolved):
+            if distribution.fan:
+                whole = places[at].global_shape if places else tensors[indices[at]].shape
+                resolved[at] = zeros() if 0 in whole else distribution.resolve(whole)
         _fill_many_(
             [tensors[i] for i in indices],
             [d.name for d in resolved],

@@ -58,8 +58,9 @@ class Key:
     stream: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", _unsigned("seed", self.seed, -(1 << 63)))
-        object.__setattr__(self, "stream", _unsigned("stream", self.stream, 0))
+        for name, value, least in (("seed", self.seed, -(1 << 63)), ("stream", self.stream, 0)):
+            if type(value) is not int or not 0 <= value < _LIMIT:
+                object.__setattr__(self, name, _unsigned(name, value, least))
 
     def fold_in(self, data: str | SupportsIndex) -> Key:
         """A new key for a part of what this one names: a parameter by its name, a layer or an expert by its number.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,48 +16,29 @@ from torch.utils._python_dispatch import _disable_current_modes
 from xinit.accelerate import plain
 from xinit.keys import Key
 from xinit.ranks import Ranks, offloaded
-from xinit.record import Node, Record, Ref, Store, now, purge, ref, store_of
+from xinit.record import Node, Ref, purge, store_of
 from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, with_memory
-from xinit.simplify import box, fills
-from xinit.window import Window
-from xinit.writes import Write, canonical_name, fill_writes_, named_parameters
+from xinit.simplify import Record, box, record_of
+from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
 
 
-@dataclass(eq=False)
 class _Target:
     """A parameter or buffer that is to get its memory."""
 
-    name: str
-    tensor: Tensor
-    record: Record
+    def __init__(self, name: str, tensor: Tensor, record: Record) -> None:
+        self.name, self.tensor, self.record = name, tensor, record
+        self.whole = record.ref
+        self.store = record.ref.store
 
-    @property
-    def store(self) -> Store:
-        return self.record.ref.store
-
-    @property
-    def whole(self) -> Ref:
-        return self.record.ref
-
-    def writes(self, key: Key) -> tuple[list[Write], set[Store]] | None:
-        """Its history as fills of boxes, if it is that, and the storages whose draws these repeat."""
-        drawn = fills(self.store, self.record.time)
-        if drawn is None:
-            return None
-        writes = []
-        for view, what in drawn[0]:
-            where = box(view, self.whole)
-            if where is None:
-                return None
-            part = where[1] != self.whole.size
-            frame = Window(self.whole.size, where[0]) if part and what.name != "constant" else None
-            writes.append(Write(what, key.fold_in(self.name), *where, frame))
-        return writes, drawn[1]
+    def writes(self, key: Key) -> list[Write]:
+        """Its parts, to be drawn from the model's key."""
+        key = key.fold_in(self.name)
+        return [Write(what, key, offsets, shape, frame) for what, offsets, shape, frame in self.record.parts or ()]
 
     def written(self) -> bool:
         """Whether anything was ever written to it."""
-        return bool(self.store.until(self.record.time)) or not self.whole.numel
+        return self.record.parts != () or not self.whole.numel
 
 
 def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -68,45 +51,47 @@ def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _record(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
-    """What is known of a tensor on the meta device.
-
-    By its storage; or, if it has another one since, as by ``model.half()``, by what was left with the tensor; or, if it is
-    another tensor since, as by ``copy.deepcopy``, ``fully_shard`` or ``parallelize_module``, with its module.
-    """
-    recorded = (module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)
-    if is_sharded(tensor):
-        fitting = (record for record in recorded if record is not None and record.ref.size == tuple(tensor.shape))
-        return next((record._replace(version=tensor._version) for record in fitting), None)
-    if not plain(tensor):
+def _record(tensor: Tensor) -> Record | None:
+    """What is known of a tensor on the meta device by its storage, or, if it has another one since, as by ``model.half()``, by
+    what was left with it."""
+    if is_sharded(tensor) or not plain(tensor):
         return None
     left: Record | None = tensor.__dict__.get("_xinit_record")
     store = store_of(tensor)
     if store is not None and store.deferred:
-        return Record(ref(tensor, store), now(), left.version if left else tensor._version)
-    if isinstance(tensor, nn.Parameter) and left is not None:
+        if left is not None and left.describes(tensor, store):
+            return left
+        return record_of(tensor, store, left.version if left else tensor._version)
+    if isinstance(tensor, nn.Parameter) or left is None or left.ref.size != tensor.shape:
         return left
-    record: Record | None
-    for record in [left, *recorded]:
-        if record is not None and record.ref.size == tuple(tensor.shape):
-            return record._replace(version=tensor._version)
-    return None
+    return left._replace(version=tensor._version)
+
+
+def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
+    """What the modules know that hold it: it is another tensor since, as by ``copy.deepcopy``, ``fully_shard`` or
+    ``parallelize_module``."""
+    recorded = (module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)
+    fitting = (record for record in recorded if record is not None and record.ref.size == tensor.shape)
+    return next((record._replace(version=tensor._version) for record in fitting), None)
 
 
 def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[str]]:
     """What has a record, parameters first, and the names of what is on the meta device without one."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
-    places = _places(model)
-    buffers = [(canonical_name(name), buffer) for name, buffer in model.named_buffers()]
     targets, unknown = [], []
-    for name, tensor in [*named_parameters(model), *buffers]:
-        if tensor.device.type == "meta":  # is_meta would say what deferred() has it say
-            record = _record(tensor, places.get(id(tensor), []))
-            if record is None:
-                unknown.append(name)
-            else:
-                targets.append(_Target(name, tensor, record))
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    with torch._C.DisableTorchFunction():  # or is_meta would say what deferred() has it say
+        for name, tensor in tensors_of(model):
+            if tensor.is_meta:
+                record = _record(tensor)
+                if record is None and (is_sharded(tensor) or plain(tensor)):
+                    places = places or _places(model)
+                    record = _record_at(tensor, places[id(tensor)])
+                if record is None:
+                    unknown.append(name)
+                else:
+                    targets.append(_Target(name, tensor, record))
     return targets, unknown
 
 
@@ -157,11 +142,25 @@ def materialize_(
         >>> torch.allclose(model.weight, weight)
         True
     """
-    with _disable_current_modes(), torch._C.DisableTorchFunction():  # within a deferred() too, this is for real
+    # Within a deferred() too, this is for real.
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), _without_collector():
         unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
         warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
     return model
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A device waits while the work for it is put together, of many small objects none of which is garbage yet; the collector
+    would look at all of the process's, more than once, for as long as all the rest takes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _materialize_(
@@ -192,9 +191,8 @@ def _materialize_(
         key = Key(int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(1 << 63), None)))
     if check:
         Ranks(model.parameters(), "materialize_").check_key(key)
-    on_cpu = offloaded(model)
-    devices = {target: torch.device("cpu") if id(target.tensor) in on_cpu else where for target in targets}
-    values = _drawn(targets, where, devices, key, progress)
+    on_cpu = offloaded(model) if any(is_sharded(target.tensor) for target in targets) else set()
+    values = _drawn(targets, where, on_cpu, key, progress)
 
     for target, value in zip(targets, values, strict=True):
         tensor: Any = target.tensor
@@ -208,9 +206,11 @@ def _materialize_(
             target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device != where and id(tensor) not in on_cpu:
-            tensor.data = tensor.data.to(where)
+    if elsewhere := [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device != where]:
+        on_cpu = offloaded(model)
+        for tensor in elsewhere:
+            if id(tensor) not in on_cpu:
+                tensor.data = tensor.data.to(where)
     purge()
     return [target.name for target in targets if not target.written()]
 
@@ -220,17 +220,17 @@ def _recorded_since(target: _Target) -> bool:
     return left is None or any(node.time > left.time for node in target.store.nodes)
 
 
-def _drawn(
-    targets: list[_Target], device: torch.device, devices: dict[_Target, torch.device], key: Key, progress: bool
-) -> list[Tensor]:
-    """The values of all targets, in their order: fills in one batch, and everything else done again, all of it on one device."""
+def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
+    """The values of all targets, in their order: fills in one batch, and everything else done again, all of it on one device.
+
+    Those of the sharded ones among them whose ids are in `on_cpu` go there.
+    """
     replayed: set[_Target] = set()
     nodes: dict[Node, None] = {}
     keys: dict[Node, tuple[Key, Ref | None]] = {}
     owned = Counter(target.store for target in targets)
     # Two parameters that are views of one storage take their values in the order of time.
-    alone = [target for target in targets if owned[target.store] == 1]
-    simple = {target: found for target in alone if (found := target.writes(key)) is not None}
+    simple = {target for target in targets if target.record.parts is not None and owned[target.store] == 1}
     while True:
         # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
         read = {ref.store for node in nodes for ref in node.refs}
@@ -239,7 +239,7 @@ def _drawn(
             target
             for target in targets
             if target not in replayed
-            and (target not in simple or target.store in read or not shared.isdisjoint(simple[target][1]))
+            and (target not in simple or target.store in read or not shared.isdisjoint(target.record.sources))
         ]
         if not rest:
             break
@@ -247,7 +247,6 @@ def _drawn(
         for target in rest:
             nodes |= dict.fromkeys(needed(target.store, target.record.time))
     again = [target for target in targets if target in replayed]
-    writes = {target: simple[target][0] for target in targets if target not in replayed}
 
     # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
     own = {
@@ -268,22 +267,23 @@ def _drawn(
                 count += 1
     storages = replay(nodes, keys, {target.store for target in again}, device)
 
-    values: dict[_Target, Tensor] = {}
+    values: list[Tensor] = []
+    jobs: list[tuple[str, Tensor, list[Write]]] = []
     for target in targets:
-        whole, dtype = target.whole, target.tensor.dtype
-        if is_sharded(target.tensor):
-            values[target] = with_memory(target.tensor, devices[target])
-            if target not in writes:
-                cut(whole.of(storages[target.store]), values[target])
-            continue
-        if target in writes and dtype != whole.dtype:
-            values[target] = torch.empty_strided(
-                target.tensor.shape, target.tensor.stride(), dtype=dtype, device=device
-            )
-            continue
-        values[target] = whole.among(storages, device).to(dtype)
-    fill_writes_([(t.name, values[t], todo) for t, todo in writes.items()], progress, "materialize_")
-    return [values[target] for target in targets]
+        tensor = target.tensor
+        if is_sharded(tensor):
+            value = with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else device)
+            if target in replayed:
+                cut(target.whole.of(storages[target.store]), value)
+        elif target in replayed:
+            value = target.whole.among(storages, device).to(tensor.dtype)
+        else:
+            value = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        values.append(value)
+        if target not in replayed:
+            jobs.append((target.name, value, target.writes(key)))
+    fill_writes_(jobs, progress, "materialize_")
+    return values
 
 
 class Audit(list[tuple[str, str]]):

@@ -276,7 +276,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
         for part, where in pieces(site.parameter, f"fingerprint: parameter {site.name}")
     ]
     sums: dict[torch.device, Tensor] = {}  # one a device, so that nothing waits before the end
-    with bar_of("fingerprint", sum(part.nbytes for part, _, _ in parts), progress) as bar:
+    with bar_of("fingerprint", (part for part, _, _ in parts), progress) as bar:
         for part, key, where in parts:
             window = () if where is None else (where.global_shape, where.offsets)
             digest = torch.ops.xinit.digest(part.detach(), key, *window)

@@ -93,17 +93,20 @@ class Ranks:
 
 def reshard(model: nn.Module) -> None:
     """Put FSDP2's modules back to their shards: what is written to a gathered parameter is lost."""
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            module.reshard()  # type: ignore[operator]
+    for module in _fully_sharded(model):
+        module.reshard()
 
 
 def offloaded(model: nn.Module) -> set[int]:
     """The ids of the parameters that FSDP2 keeps on the CPU."""
     groups = (
         group
-        for module in model.modules()
-        if hasattr(module, "_get_fsdp_state")
-        for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())  # type: ignore[operator]
+        for module in _fully_sharded(model)
+        for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
     )
     return {id(held.sharded_param) for group in groups for held in group.fsdp_params if held.offload_to_cpu}
+
+
+def _fully_sharded(model: nn.Module) -> list[Any]:
+    """FSDP2's modules, which it gives a class of their own. A module is slow to say that it has no such attribute."""
+    return [module for module in model.modules() if hasattr(type(module), "_get_fsdp_state")]

@@ -8,9 +8,11 @@ recorded operator has made. Nothing else is needed to do it all again, elsewhere
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +46,7 @@ class Ref(NamedTuple):
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.size).numel()
+        return math.prod(self.size)
 
     def of(self, storage: torch.UntypedStorage) -> Tensor:
         """The view of that storage."""
@@ -59,16 +61,21 @@ class Ref(NamedTuple):
 
     def dense(self) -> bool:
         """Whether no element is missing in between, and none is there twice."""
-        expected = 1
-        for stride, size in sorted((s, n) for s, n in zip(self.stride, self.size, strict=True) if n != 1):
-            if stride != expected:
-                return False
-            expected *= size
-        return True
+        return _dense(self.size, self.stride)
 
     def whole(self) -> bool:
         """Whether it is all of the storage."""
         return self.offset == 0 and self.numel * self.dtype.itemsize == self.store.nbytes and self.dense()
+
+
+@lru_cache(4096)  # a model's layers are alike
+def _dense(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    expected = 1
+    for step, count in sorted((s, n) for s, n in zip(stride, size, strict=True) if n != 1):
+        if step != expected:
+            return False
+        expected *= count
+    return True
 
 
 class Data(NamedTuple):
@@ -133,7 +140,7 @@ class Store:
     """The history of one storage.
 
     Attributes:
-        nodes: all that was done to it.
+        nodes: all that was done to it, in the order of time.
         lazy: nothing of it has been done yet: the memory exists, but has not been touched.
         deferred: it is, or depends on, a parameter, so nothing of it will be done here.
         random: random numbers went into it.
@@ -183,10 +190,14 @@ class Store:
         self.nodes.append(node)
         self.random = self.random or node.random or any(ref.store.random for ref in node.refs)
 
+    def since(self, time: int) -> bool:
+        """Whether anything was done to it after that time."""
+        return bool(self.nodes) and self.nodes[-1].time > time
+
     def until(self, time: int) -> list[Node]:
         """What was done to it before that time and can still be seen then; and all that was asked about it."""
-        nodes = [node for node in self.nodes if node.time < time]
-        start = max((i for i, node in enumerate(nodes) if node.overwrites(self)), default=0)
+        nodes = [node for node in self.nodes if node.time < time] if self.since(time) else self.nodes
+        start = next((i for i in range(len(nodes) - 1, 0, -1) if nodes[i].overwrites(self)), 0)
         return [node for node in nodes[:start] if node.answer is not None] + nodes[start:]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Store:
@@ -247,14 +258,6 @@ def without_memory(tensor: Tensor, store: Store) -> None:
 def now() -> int:
     """A time after all that was recorded so far."""
     return next(_clock)
-
-
-class Record(NamedTuple):
-    """What a parameter was at the end of the context: a view of a storage's history."""
-
-    ref: Ref
-    time: int
-    version: int  # of the parameter, which counts what is written to it
 
 
 def purge() -> None:

@@ -227,6 +227,6 @@ def cut(whole: Tensor, tensor: Any) -> None:
 
 def view(tensor: Tensor, start: Iterable[int], shape: Shape) -> Tensor:
     """The box of that shape that begins there."""
-    if shape == tuple(tensor.shape):
+    if shape == tensor.shape:
         return tensor
     return tensor[tuple(slice(a, a + size) for a, size in zip(start, shape, strict=True))]

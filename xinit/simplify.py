@@ -3,26 +3,88 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from xinit.distributions import DTYPES, Distribution
-from xinit.record import Node, Ref, Store
+from xinit.record import Node, Ref, Store, now, ref
+from xinit.window import Window
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.copy_.default})
 _FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
 
 
-def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], set[Store]] | None:
+class Part(NamedTuple):
+    """A fill of a box of a parameter.
+
+    Attributes:
+        distribution: without a fan.
+        offsets: where the box begins,
+        shape: and its extent.
+        frame: which part of what is drawn the box is; None if it is all of it.
+    """
+
+    distribution: Distribution
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    frame: Window | None
+
+
+class Record(NamedTuple):
+    """What a parameter was at the end of the context.
+
+    Attributes:
+        ref: a view of a storage's history,
+        time: up to then.
+        version: of the parameter, which counts what is written to it.
+        parts: what it holds, as fills in their order, if it is that,
+        sources: and the other storages whose draws these repeat.
+    """
+
+    ref: Ref
+    time: int
+    version: int
+    parts: tuple[Part, ...] | None
+    sources: frozenset[Store]
+
+    def describes(self, tensor: Tensor, store: Store) -> bool:
+        """Whether nothing was done to a tensor of that storage since."""
+        place = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+        return store is self.ref.store and place == self.ref[1:] and not store.since(self.time)
+
+
+def record_of(tensor: Tensor, store: Store, version: int) -> Record:
+    """What a tensor of that storage is now."""
+    whole, time = ref(tensor, store), now()
+    drawn = fills(store, time)
+    if drawn is None:
+        return Record(whole, time, version, None, frozenset())
+    return Record(whole, time, version, _parts(whole, drawn[0]), drawn[1])
+
+
+def _parts(whole: Ref, drawn: Sequence[tuple[Ref, Distribution]]) -> tuple[Part, ...] | None:
+    parts = []
+    for view, what in drawn:
+        where = box(view, whole)
+        if where is None:
+            return None
+        framed = where[1] != whole.size and what.name != "constant"
+        parts.append(Part(what, *where, Window(whole.size, where[0]) if framed else None))
+    return tuple(parts)
+
+
+def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], frozenset[Store]] | None:
     """What a storage holds at a time, as fills in their order, and the other storages whose draws these would repeat.
 
     None if it is not made of fills alone.
     """
     drawn: list[tuple[Ref, Distribution]] = []
-    sources: set[Store] = set()
+    sources: frozenset[Store] = frozenset()
     for node in store.until(time):
         if node.fill:
             drawn.append(node.fill)
@@ -115,7 +177,8 @@ def min_of(bound: float, other: float | None) -> float:
 
 def box(view: Ref, whole: Ref) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The offsets and the shape of the box of a parameter that a view is, if it is one."""
-    if view.offset == whole.offset and view.numel == whole.numel and view.dense() and whole.dense():
+    same = view[2:] == whole[2:] or (view.offset == whole.offset and view.numel == whole.numel and view.dense())
+    if same and whole.dense():
         return (0,) * len(whole.size), whole.size
     strides = {stride: size for stride, size in zip(view.stride, view.size, strict=True) if size != 1}
     if len(strides) < sum(size != 1 for size in view.size) or view.numel == 0:

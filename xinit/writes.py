@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,7 @@ Shape = tuple[int, ...]
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One fill of a box of a parameter.
 
     Attributes:
@@ -110,21 +108,17 @@ def fill_writes_(
         ImportError: for a bar without tqdm.
         Exception: what the fill raises, with the parameter's name; nothing is changed then.
     """
-    waves: list[Batch] = []
+    waves: list[Batch] = [[]]
     for name, tensor, writes in [_local(*job) for job in jobs]:
-        kept: list[tuple[int, Write]] = []
-        for i, write in enumerate(writes):
-            if not any(later.covers(write) for later in writes[i + 1 :]):
-                wave = max((w + 1 for w, earlier in kept if earlier.overlaps(write)), default=0)
-                kept.append((wave, write))
-        for wave, write in kept:
-            waves.extend([] for _ in range(wave + 1 - len(waves)))
+        for wave, write in _in_waves(writes):
+            if wave == len(waves):
+                waves.append([])
             waves[wave].append((name, view(tensor, write.offsets, write.shape), write))
     batches = [batch for wave in waves for batch in (_cut(wave) if progress else [wave])]
     # The first batch is checked as it is filled, before it changes anything; the others, here.
     for batch in batches[1:]:
         _fill([(name, torch.empty_like(part, device="meta"), write) for name, part, write in batch])
-    with bar_of(op, sum(part.nbytes for batch in batches for _, part, _ in batch), progress) as bar:
+    with bar_of(op, (part for batch in batches for _, part, _ in batch), progress) as bar:
         for batch in batches:
             _fill(batch)
             if progress:
@@ -132,19 +126,31 @@ def fill_writes_(
     torch.autograd.graph.increment_version([tensor for _, tensor, _ in jobs if is_sharded(tensor)])
 
 
-def bar_of(op: str, total: int, progress: bool) -> Any:
+def _in_waves(writes: Sequence[Write]) -> Sequence[tuple[int, Write]]:
+    """Those that a later one does not cover, each with the number of others that have to come before it, one by one."""
+    if len(writes) == 1:
+        return [(0, writes[0])]
+    kept: list[tuple[int, Write]] = []
+    for i, write in enumerate(writes):
+        if not any(later.covers(write) for later in writes[i + 1 :]):
+            kept.append((max((wave + 1 for wave, earlier in kept if earlier.overlaps(write)), default=0), write))
+    return kept
+
+
+def bar_of(op: str, parts: Iterable[Tensor], progress: bool) -> Any:
+    """Counts their bytes."""
     if not progress:
         return nullcontext()
     try:
         tqdm = import_module("tqdm.auto").tqdm
     except ImportError:
         raise ImportError(f"{op}: progress=True takes tqdm, which is not installed") from None
-    return tqdm(total=total, unit="B", unit_scale=True, desc=op)
+    return tqdm(total=sum(part.nbytes for part in parts), unit="B", unit_scale=True, desc=op)
 
 
 def _local(name: str, tensor: Tensor, writes: Sequence[Write]) -> tuple[str, Tensor, Sequence[Write]]:
     if not is_sharded(tensor):
-        return name, tensor.detach(), writes
+        return name, tensor.detach() if tensor.requires_grad else tensor, writes
     local, boxes = local_of(tensor, f"parameter {name}")
     return name, local, [part for write in writes for box in boxes if (part := write.within(box))]
 
@@ -183,18 +189,34 @@ def canonical_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The model's parameters with their canonical names; a tied one once, by the first of its names.
+def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """A model's parameters and then its buffers, each once, with the first of its names, without wrappers' parts.
 
     Raises:
-        ValueError: if two would share a name, and so their values.
+        ValueError: if two parameters would share a name, and so their values.
     """
-    named: dict[str, tuple[str, nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        canonical = canonical_name(name)
-        if canonical in named:
-            raise ValueError(
-                f"parameters {named[canonical][0]} and {name} are both {canonical} without wrappers' parts"
-            )
-        named[canonical] = name, parameter
-    return [(canonical, parameter) for canonical, (_, parameter) in named.items()]
+    parameters: dict[str, tuple[str, Tensor]] = {}
+    buffers: list[tuple[str, Tensor]] = []
+    seen: set[Any] = set()
+    todo = [("", "", model)]  # the path, that without wrappers' parts, and the module; the next one last
+    while todo:
+        path, prefix, module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                name = prefix + leaf
+                if name in parameters:
+                    full = parameters[name][0], path + leaf
+                    raise ValueError(f"parameters {' and '.join(full)} are both {name} without wrappers' parts")
+                parameters[name] = path + leaf, parameter
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                buffers.append((prefix + leaf, buffer))
+        for part, child in reversed(module._modules.items()):
+            if child is not None:
+                todo.append((f"{path}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", child))
+    return [*((name, parameter) for name, (_, parameter) in parameters.items()), *buffers]
