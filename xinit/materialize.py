@@ -75,24 +75,26 @@ def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | 
     return next((record._replace(version=tensor._version) for record in fitting), None)
 
 
-def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[str]]:
-    """What has a record, parameters first, and the names of what is on the meta device without one."""
+def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], list[str]]:
+    """What has a record, parameters first; what is real; and the names of what is on the meta device without a record."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
-    targets, unknown = [], []
+    targets, real, unknown = [], [], []
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     with torch._C.DisableTorchFunction():  # or is_meta would say what deferred() has it say
         for name, tensor in tensors_of(model):
-            if tensor.is_meta:
-                record = _record(tensor)
-                if record is None and (is_sharded(tensor) or plain(tensor)):
-                    places = places or _places(model)
-                    record = _record_at(tensor, places[id(tensor)])
-                if record is None:
-                    unknown.append(name)
-                else:
-                    targets.append(_Target(name, tensor, record))
-    return targets, unknown
+            if not tensor.is_meta:
+                real.append(tensor)
+                continue
+            record = _record(tensor)
+            if record is None and (is_sharded(tensor) or plain(tensor)):
+                places = places or _places(model)
+                record = _record_at(tensor, places[id(tensor)])
+            if record is None:
+                unknown.append(name)
+            else:
+                targets.append(_Target(name, tensor, record))
+    return targets, real, unknown
 
 
 def materialize_(
@@ -167,7 +169,7 @@ def _materialize_(
     model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool, check: bool
 ) -> list[str]:
     """Returns the names of what was never written."""
-    targets, unknown = _targets(model, "materialize_")
+    targets, real, unknown = _targets(model, "materialize_")
     if key is not None and not isinstance(key, Key):
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
@@ -191,7 +193,11 @@ def _materialize_(
         key = Key(int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(1 << 63), None)))
     if check:
         Ranks(model.parameters(), "materialize_").check_key(key)
-    on_cpu = offloaded(model) if any(is_sharded(target.tensor) for target in targets) else set()
+    elsewhere = [tensor for tensor in real if tensor.device != where]
+    on_cpu = offloaded(model) if elsewhere or any(is_sharded(target.tensor) for target in targets) else set()
+    # Copied before the fill is launched, which a copy to a GPU would wait for; one from a GPU must be waited for.
+    behind = where.type != "cpu"
+    moved = [(t, t.data.to(where, non_blocking=behind)) for t in elsewhere if id(t) not in on_cpu]
     values = _drawn(targets, where, on_cpu, key, progress)
 
     for target, value in zip(targets, values, strict=True):
@@ -206,18 +212,15 @@ def _materialize_(
             target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
-    if elsewhere := [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device != where]:
-        on_cpu = offloaded(model)
-        for tensor in elsewhere:
-            if id(tensor) not in on_cpu:
-                tensor.data = tensor.data.to(where)
+    for tensor, value in moved:
+        tensor.data = value
     purge()
     return [target.name for target in targets if not target.written()]
 
 
 def _recorded_since(target: _Target) -> bool:
     left = target.tensor.__dict__.get("_xinit_record")
-    return left is None or any(node.time > left.time for node in target.store.nodes)
+    return left is None or target.store.since(left.time)
 
 
 def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
@@ -312,7 +315,7 @@ def audit(model: nn.Module) -> Audit:
         >>> xinit.audit(xinit.materialize_(model))
         []
     """
-    targets, unknown = _targets(model, "audit")
+    targets, _, unknown = _targets(model, "audit")
     problems: dict[str, str] = dict.fromkeys(unknown, "on the meta device, built outside of deferred()")
     for target in targets:
         written = "deferred: on the meta device until materialize_"

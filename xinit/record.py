@@ -98,6 +98,8 @@ class Node:
 
     @property
     def refs(self) -> list[Ref]:
+        if self.fill:
+            return [self.fill[0]]
         return [leaf for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_leaf) if isinstance(leaf, Ref)]
 
     @property
@@ -241,18 +243,20 @@ def on_meta(tensor: Tensor, store: Store) -> Tensor:
     """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
     store.defer(store.label)
     storage = store.storage(meta=True)
-    if storage is None:
-        storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
-        store.stand_for(storage)
-    return ref(tensor, store).of(storage)
+    with torch._C._DisableTorchDispatch():
+        if storage is None:
+            storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+            store.stand_for(storage)
+        return ref(tensor, store).of(storage)
 
 
 def without_memory(tensor: Tensor, store: Store) -> None:
     """Move a tensor to the meta device, in place."""
     meta = on_meta(tensor, store)
-    if isinstance(tensor, nn.Parameter):
-        meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
-    torch._C._swap_tensor_impl(tensor, meta)
+    with torch._C._DisableTorchDispatch():
+        if isinstance(tensor, nn.Parameter):
+            meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
+        torch._C._swap_tensor_impl(tensor, meta)
 
 
 def now() -> int:

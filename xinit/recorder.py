@@ -79,7 +79,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
         if not all(plain(tensor) for tensor in tensors):
             return func(*args, **kwargs)
         if func in _EMPTY or func in _FACTORIES:
@@ -332,6 +332,12 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     written = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            written += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
     return written
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Those of an operator's argument, which is one, a list of them, or something else."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []
