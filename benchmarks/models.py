@@ -6,12 +6,14 @@ The plain constructor, the same within xinit.accelerate(), within xinit.deferred
 recipe into empty memory. Memory is cold: it goes back to the kernel between runs, so that each first touches its pages, and so
 does the yardstick, which fills tensors of the parameters' sizes with a constant. The peak is that of the process above where it
 stood before, over the parameters' bytes. The weights are checked before anything is timed. The models are transformers', from
-their configurations.
+their configurations. Last, what each parameter costs whatever its size: those of a Llama of 8 B parameters, made tiny, so that
+nothing but Python takes time; on a GPU this comes before the one launch.
 """
 
 import argparse
 import math
 import sys
+import time
 import warnings
 from statistics import median
 
@@ -135,6 +137,25 @@ def measure(name, dtype, rounds):
     }
 
 
+def overhead(rounds):
+    """{step: microseconds a parameter}."""
+    from llama import LLAMA_8B, Llama
+
+    tiny = LLAMA_8B._replace(hidden=8, intermediate=8, heads=4, kv_heads=2, vocabulary=8)
+    times = {"deferred": [], "materialize_": [], "init_": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with xinit.deferred():
+            model = Llama(tiny)
+        built = time.perf_counter()
+        xinit.materialize_(model, "cpu", KEY)
+        drawn = time.perf_counter()
+        xinit.init_(model, "torch", KEY)
+        for taken, took in zip(times.values(), (built - start, drawn - built, time.perf_counter() - drawn), strict=True):
+            taken.append(took / len(list(model.parameters())) * 1e6)
+    return {step: median(taken) for step, taken in times.items()}
+
+
 def print_table(record):
     print(
         f"\n{record['model']} {record['dtype']}: {record['parameters'] / 1e6:.0f} M parameters in {record['tensors']} tensors,"
@@ -175,8 +196,10 @@ def main():
             records.append(measure(name, dtype, args.rounds))
             print_table(records[-1])
             broken += failures(records[-1])
+    costs = overhead(10 * args.rounds)
+    print("\nmicroseconds a parameter, whatever its size:", ", ".join(f"{step} {us:.1f}" for step, us in costs.items()))
     if args.save:
-        timing.write({"machine": machine, "models": records}, timing.RESULTS / "models.json")
+        timing.write({"machine": machine, "models": records, "overhead": costs}, timing.RESULTS / "models.json")
     print(*broken, sep="\n")
     return bool(args.check and broken)
 
