@@ -24,13 +24,20 @@ ROUNDS = 11
 BUSY = 0.05  # of the machine's processor time taken by others: then a figure means nothing
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {"xinit": "#0072B2", "light": "#56B4E9", "torch": "#D55E00", "fill_": "#8C8C8C"}
+COLOURS |= {"inductor": "#CC79A7", "triton": "#009E73"}
 
 
-def seconds(call, calls, device):
-    """The time of one call, of so many in a row; by events on a GPU."""
+def seconds(call, calls, device, wall=False):
+    """The time of one call, of so many in a row; on a GPU by events, or by the wall's clock until the last one is done."""
     timer = timeit.Timer(call)
     if device == "cpu":
         return timer.timeit(calls) / calls
+    if wall:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        timer.timeit(calls)
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     timer.timeit(calls)
@@ -39,15 +46,30 @@ def seconds(call, calls, device):
     return begin.elapsed_time(end) / 1e3 / calls
 
 
-def calls_for(call, device, least=8e-3):
+def start_to_end(call, device):
+    """Seconds of one call with nothing before it: until it returns, and until the device has done what it asked for."""
+    if device == "cpu":
+        return (seconds(call, 1, device),) * 2
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    start = time.perf_counter()
+    call()
+    host = time.perf_counter() - start
+    end.record()
+    end.synchronize()
+    return host, begin.elapsed_time(end) / 1e3
+
+
+def calls_for(call, device, wall=False, least=8e-3):
     """How many calls last long enough to be timed. They warm up, too."""
     calls = 1
-    while (once := seconds(call, calls, device)) * calls < least:
+    while (once := seconds(call, calls, device, wall)) * calls < least:
         calls = min(10 * calls, math.ceil(1.2 * least / once))
     return calls, once
 
 
-def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh=None):
+def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh=None, wall=False):
     """{name: {median, quartiles, runs}}, in seconds a call, of functions that take turns, so that drift hits all alike.
 
     One that would take longer than the budget, in seconds, takes part in fewer rounds, evenly spread, but in three at
@@ -55,7 +77,7 @@ def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh
     """
     plan = {}
     for name, call in contestants.items():
-        calls, once = (1, 0.0) if fresh else calls_for(call, device)
+        calls, once = (1, 0.0) if fresh else calls_for(call, device, wall)
         plan[name] = call, calls, max(3, int(min(rounds, budget / (once * calls or 1))))
     times = {name: [] for name in plan}
     order = list(plan)
@@ -63,7 +85,7 @@ def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh
         for name in order[r % len(order) :] + order[: r % len(order)]:
             call, calls, runs = plan[name]
             if r * runs % rounds < runs:
-                times[name].append(seconds(partial(call, fresh()) if fresh else call, calls, device))
+                times[name].append(seconds(partial(call, fresh()) if fresh else call, calls, device, wall))
     return {
         name: {"median": median(t), "quartiles": [quantiles(t)[0], quantiles(t)[2]], "runs": len(t)}
         for name, t in times.items()
@@ -110,7 +132,7 @@ def cpu_model():
 def machine(devices=("cpu",)):
     build = xinit.build_info()
     versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "jax"):
+    for package in ("torch", "numpy", "jax", "triton", "cupy-cuda13x"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -140,10 +162,11 @@ def shape_of(log2):
     return 2 ** (log2 - log2 // 2), 2 ** (log2 // 2)
 
 
-def write(record, path):
+def write(record, path, say=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written to {path}")
+    if say:
+        print(f"written to {path}")
 
 
 def read(path):
@@ -219,7 +242,7 @@ def label_ends(axes, ends):
 
 def speed_label(x, _=None):
     """1e9 -> 1 G, 2e6 -> 2 M."""
-    for scale, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for scale, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if x >= scale:
             return f"{x / scale:g}{prefix}"
     return f"{x:g}"

@@ -195,7 +195,10 @@ def check(call, name, tensor, arguments, error, words):
 
 
 CASES = [
-    pytest.param(name, *row, id=f"{name}-{row[0].__name__.strip('<>')}-{row[1]}".replace(" ", ""))
+    # Without addresses, so that parallel processes collect the same tests.
+    pytest.param(
+        name, *row, id=re.sub(" object at 0x[0-9a-f]+| ", "", f"{name}-{row[0].__name__.strip('<>')}-{row[1]}")
+    )
     for names, *row in ROWS
     for name in names
 ]
