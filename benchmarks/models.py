@@ -151,7 +151,9 @@ def overhead(rounds):
         xinit.materialize_(model, "cpu", KEY)
         drawn = time.perf_counter()
         xinit.init_(model, "torch", KEY)
-        for taken, took in zip(times.values(), (built - start, drawn - built, time.perf_counter() - drawn), strict=True):
+        for taken, took in zip(
+            times.values(), (built - start, drawn - built, time.perf_counter() - drawn), strict=True
+        ):
             taken.append(took / len(list(model.parameters())) * 1e6)
     return {step: median(taken) for step, taken in times.items()}
 

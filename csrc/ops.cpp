@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
 #include "float_environment.h"
 #include "plan.h"
 
@@ -131,8 +133,8 @@ void implement(torch::Library& library, Backend backend, const char* op, Plan (*
   });
 }
 
-// For tensor i a distribution by name, a row of four parameters and a key of two words; if there are names at all, one
-// for errors; if there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
+// For tensor i a distribution by name, as many parameters as that takes, and a key of two words; if there are names at
+// all, one for errors; if there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
 struct Many {
   at::TensorList tensors;
   const std::vector<std::string>& distributions;
@@ -151,10 +153,13 @@ struct Many {
 
 void check_counts(const char* op, const Many& many) {
   const size_t count = many.tensors.size(), dims = many.dims();
+  size_t numbers = 0;
+  for (const std::string& name : many.distributions) numbers += parameters_of(name);
   TORCH_CHECK_VALUE(
-      many.distributions.size() == count && many.parameters.size() == 4 * count && many.keys.size() == 2 * count, op,
-      ": ", count, " tensors take as many distributions, and four parameters and two key words each, but found ",
-      many.distributions.size(), ", ", many.parameters.size(), " and ", many.keys.size());
+      many.distributions.size() == count && many.parameters.size() == numbers && many.keys.size() == 2 * count, op,
+      ": ", count, " tensors take as many distributions, the ", numbers,
+      " parameters of these, and two key words each, but found ", many.distributions.size(), ", ",
+      many.parameters.size(), " and ", many.keys.size());
   TORCH_CHECK_VALUE(!many.windowed() || (many.global_shapes.size() == dims && many.offsets.size() == dims), op,
                     ": tensors of ", dims, " dimensions together take as many global sizes and offsets, but found ",
                     many.global_shapes.size(), " and ", many.offsets.size());
@@ -162,8 +167,8 @@ void check_counts(const char* op, const Many& many) {
                     " tensors take as many names, but found ", many.names.size());
 }
 
-// Tensor i's fills, checked. Its dimensions begin at `dim` among those of all.
-void plan_one(const char* op, const Many& many, size_t i, size_t dim, std::vector<Fill>& fills) {
+// Tensor i's fills, checked. Its dimensions and its parameters begin there among those of all.
+void plan_one(const char* op, const Many& many, size_t i, size_t dim, size_t parameter, std::vector<Fill>& fills) {
   const at::Tensor& self = many.tensors[i];
   check_tensor(op, self);
   TORCH_CHECK(self.device() == many.tensors[0].device(), op, ": all tensors must be on one device, but found ",
@@ -174,9 +179,9 @@ void plan_one(const char* op, const Many& many, size_t i, size_t dim, std::vecto
   part.whole = many.windowed() ? many.global_shapes.slice(dim, n).vec() : part.local;
   part.offsets = many.windowed() ? many.offsets.slice(dim, n).vec() : Shape(n, 0);
   check_part(op, part);
-  const double* p = many.parameters.data() + 4 * i;
-  const Plan plan =
-      plan_named({op, self.dtype(), dtype_of(self), part.whole}, {many.distributions[i], {p[0], p[1], p[2], p[3]}});
+  Named named{many.distributions[i], {}};
+  std::copy_n(many.parameters.begin() + parameter, parameters_of(named.name), named.parameters);
+  const Plan plan = plan_named({op, self.dtype(), dtype_of(self), part.whole}, named);
   if (self.is_meta() || empty(part.local)) return;
   const Key key = key_of(op, many.keys.slice(2 * i, 2));
   for (const Fill& fill : fills_of(self, *plan, windows_of(self, part), key)) fills.push_back(fill);
@@ -188,15 +193,17 @@ void fill_many(const Backend& backend, const Many& many) {
   const FloatEnvironment environment;
   check_counts(op, many);
   std::vector<Fill> fills;
-  size_t dim = 0;
+  fills.reserve(many.tensors.size());
+  size_t dim = 0, parameter = 0;
   for (size_t i = 0; i < many.tensors.size(); ++i) {
     try {
-      plan_one(op, many, i, dim, fills);
+      plan_one(op, many, i, dim, parameter, fills);
     } catch (c10::Error& error) {
       error.add_context(many.names.empty() ? c10::str("tensor ", i) : many.names[i]);
       throw;
     }
     dim += static_cast<size_t>(many.tensors[i].dim());
+    parameter += parameters_of(many.distributions[i]);
   }
   if (!fills.empty()) backend.fill_many(many.tensors[0], fills);
 }

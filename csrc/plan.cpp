@@ -104,6 +104,11 @@ Plan plan_variance_scaling(const Target& target, double scale, std::string_view 
   return plan_scaled(target, distribution, std::sqrt(scale), parse_fan(mode));
 }
 
+size_t parameters_of(std::string_view distribution) {
+  if (distribution == "truncated_normal") return 4;
+  return distribution == "constant" ? 1 : 2;
+}
+
 Plan plan_named(const Target& target, const Named& named) {
   const double* p = named.parameters;
   if (named.name == "uniform") return plan_uniform(target, p[0], p[1]);

@@ -42,6 +42,7 @@ struct Named {
   double parameters[4];
 };
 Plan plan_named(const Target&, const Named&);
+size_t parameters_of(std::string_view distribution);  // how many it takes
 
 // Which axes make up the fans; those that are in none are the receptive field, those of a batch (stacked experts) part
 // of no fan. Axis 0 holds the channels of all groups of a convolution. Negative axes count from the last.

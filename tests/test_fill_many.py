@@ -98,8 +98,11 @@ def test_the_numbers_must_agree():
         with pytest.raises(ValueError, match=r"1 tensors take as many .*, but found 2"):
             xinit.fill_many_([tensor], *values)
     assert not tensor.any()
-    with pytest.raises(ValueError, match="four parameters"):
-        torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], [0.0, 1.0], [0, 0], [])
+    for parameters in ([0.0], [0.0, 1.0, 2.0]):
+        with pytest.raises(ValueError, match="the 2 parameters of these"):
+            torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], parameters, [0, 0], [])
+    with pytest.raises(ValueError, match="unknown distribution gamma"):
+        torch.ops.xinit.fill_many_([torch.empty(2)], ["gamma"], [0.0, 1.0], [0, 0], [])
 
 
 def test_an_error_names_the_tensor():
@@ -148,7 +151,7 @@ def test_opcheck_and_compile():
     arguments = (
         [torch.empty(4, 5), torch.empty(7)],
         ["normal", "uniform"],
-        [0.0, 1.0, 0, 0, -1, 1, 0, 0],
+        [0.0, 1.0, -1, 1],
     )
     torch.library.opcheck(torch.ops.xinit.fill_many_.default, (*arguments, [1, 2, 3, 4], ["w", "b"]))
 

@@ -18,6 +18,8 @@ from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
 
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of what can be filled
 
 Axes = int | Sequence[int]
@@ -271,17 +273,18 @@ def fill_many_(
     for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
-    if any(map(is_sharded, tensors)):
-        _fill_many_shards_(tensors, distributions, keys, windows, names)
-        return
-    devices: dict[Any, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"fill_many_: tensors must be torch.Tensors, but found {type(tensor).__name__} at index {i}"
-            )
-        devices.setdefault(tensor.device, []).append(i)
-    for indices in devices.values():
+    if not _PLAIN.issuperset(map(type, tensors)):
+        for i, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"fill_many_: tensors must be torch.Tensors, but found {type(tensor).__name__} at index {i}"
+                )
+        if any(map(is_sharded, tensors)):
+            _fill_many_shards_(tensors, distributions, keys, windows, names)
+            return
+    devices = [tensor.device for tensor in tensors]
+    for device in dict.fromkeys(devices):
+        indices = [i for i, other in enumerate(devices) if other == device]
         places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
         resolved = [distributions[i] for i in indices]
         for at, distribution in enumerate(resolved):
@@ -291,7 +294,7 @@ def fill_many_(
         _fill_many_(
             [tensors[i] for i in indices],
             [d.name for d in resolved],
-            [p for d in resolved for p in (*d.parameters, 0.0, 0.0, 0.0)[:4]],
+            [parameter for d in resolved for parameter in d.parameters],
             [word for i in indices for word in keys[i].words],
             [] if names is None else [names[i] for i in indices],
             [size for place in places for size in place.global_shape],

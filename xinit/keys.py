@@ -9,7 +9,7 @@ from typing import SupportsIndex
 
 import torch
 
-_LIMIT = 1 << 64
+_LIMIT, _HALF = 1 << 64, 1 << 63
 
 
 def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
@@ -59,7 +59,7 @@ class Key:
 
     def __post_init__(self) -> None:
         for name, value, least in (("seed", self.seed, -(1 << 63)), ("stream", self.stream, 0)):
-            if type(value) is not int or not 0 <= value < _LIMIT:
+            if value.__class__ is not int or not 0 <= value < _LIMIT:  # type() is more than torch.compile understands
                 object.__setattr__(self, name, _unsigned(name, value, least))
 
     def fold_in(self, data: str | SupportsIndex) -> Key:
@@ -87,5 +87,5 @@ class Key:
     @property
     def words(self) -> tuple[int, int]:
         """(seed, stream) as the signed 64-bit integers that ``torch.ops.xinit`` takes."""
-        half = _LIMIT // 2
-        return (self.seed + half) % _LIMIT - half, (self.stream + half) % _LIMIT - half
+        seed, stream = self.seed, self.stream
+        return seed if seed < _HALF else seed - _LIMIT, stream if stream < _HALF else stream - _LIMIT
