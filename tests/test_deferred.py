@@ -262,6 +262,14 @@ def test_a_private_truncated_normal_is_one():
     assert torch.allclose(xinit.materialize_(model, key=KEY).weight, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("bound", [5.5, 6.5, 7.5, 8.0, 8.5, 40.0])
+def test_bounds_too_far_to_matter_leave_one_fill(bound):
+    with xinit.deferred() as plan:
+        model = with_weight(partial(private_trunc_normal_, std=0.25, a=-bound * 0.25, b=bound * 0.25))()
+    assert plan.rows[0].method.startswith("trunc_normal")
+    assert abs(xinit.materialize_(model, key=KEY).weight.std() / 0.25 - 1) < 0.15  # five standard errors of 600
+
+
 def test_data_is_what_it_was():
     data = torch.arange(600.0).view(30, 20)
 
@@ -321,6 +329,146 @@ def test_replayed_values_belong_together():
     assert torch.linalg.matrix_norm(model.weight, 2).item() == pytest.approx(1, rel=0.1)
     u, v = model.parametrizations.weight[0]._u, model.parametrizations.weight[0]._v
     assert (u @ model.parametrizations.weight.original @ v / top).item() == pytest.approx(1, rel=0.1)
+
+
+# What constructors do besides: each a function of the module, and what must hold of it in the end, as it does eagerly
+
+
+def masked(m):
+    m.linear = nn.Linear(8, 8)
+    m.register_buffer("mask", (torch.rand(8, 8) > 0.5).float())
+    m.linear.weight.data.mul_(m.mask)
+    return lambda: torch.equal((m.linear.weight != 0).float(), m.mask) and 10 < m.mask.sum() < 54
+
+
+def permuted(m):
+    m.order = torch.randperm(9)
+    m.weight = nn.Parameter(torch.eye(9)[m.order])
+    return lambda: torch.equal(m.weight.argmax(1), m.order) and torch.equal(m.order.sort()[0], torch.arange(9))
+
+
+def mask_alone(m):
+    m.linear = nn.Linear(8, 8)
+    m.register_buffer("mask", (torch.rand(8, 8) > 0.5).float())
+    assert not m.mask.is_meta
+    before = m.mask.clone()
+    return lambda: torch.equal(m.mask, before)
+
+
+def complex_numbers(m):
+    m.weight = nn.Parameter(0.02 * torch.rand(64, 64, dtype=torch.cfloat))
+    m.register_buffer("noise", torch.randn(64, 64, dtype=torch.cfloat))
+    return lambda: abs(m.weight.real.mean() - 0.01) < 1e-3 and abs(m.noise.abs().square().mean() - 1) < 0.1
+
+
+def forward_in_the_constructor(m):
+    m.layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    x = torch.arange(64.0).sin().view(16, 4)
+    m.layers(x)
+    return lambda: torch.allclose(m.layers[1].running_mean, 0.1 * m.layers[0](x).mean(0), atol=1e-6)
+
+
+def norm_of_data(m):
+    m.linear, m.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+    m.norm(torch.arange(8.0).view(2, 4))
+    return lambda: torch.allclose(m.norm.running_mean, 0.1 * torch.arange(2.0, 6.0))
+
+
+def listed_rows(m):
+    m.linear = nn.Linear(3, 3)
+    m.linear.weight.data[[0, 2]] = 5.0
+    m.linear.bias.data[[False, True, False]] = 7.0
+    return lambda: (m.linear.weight == 5).sum() == 6 and (m.linear.bias == 7).sum() == 1
+
+
+def other_attributes(m):
+    m.linear = nn.Linear(3, 3)
+    m.start = m.linear.weight.detach().clone()
+    m.state = copy.deepcopy(m.linear.state_dict())
+    m.averages = [p.detach().clone() for p in m.linear.parameters()]
+    return lambda: all(
+        torch.equal(kept, m.linear.weight) for kept in (m.start, m.state["weight"], m.averages[0])
+    ) and torch.equal(m.averages[1], m.linear.bias)
+
+
+def past_the_hook(m):
+    m.linear = nn.Linear(3, 3)
+    m._parameters["p"] = nn.Parameter(torch.randn(40, 4))
+    return lambda: torch.equal(m.p, named("p", (40, 4)))
+
+
+def set_through_a_parametrization(m):
+    m.linear = parametrizations.orthogonal(nn.Linear(4, 4))
+    m.linear.weight = torch.eye(4)
+    return lambda: torch.allclose(m.linear.weight, torch.eye(4), atol=1e-6)
+
+
+def drawn_into(m):
+    m.linear = nn.Linear(4, 400)
+    torch.normal(0.0, 2.0, (400,), out=m.linear.bias.data)
+    return lambda: abs(m.linear.bias.std() - 2) < 0.4
+
+
+def sparse(m):
+    m.linear = nn.Linear(4, 4)
+    m.graph = torch.rand(8, 8).to_sparse()
+    return lambda: m.graph.to_dense().max() < 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        masked,
+        permuted,
+        mask_alone,
+        complex_numbers,
+        forward_in_the_constructor,
+        norm_of_data,
+        listed_rows,
+        other_attributes,
+        past_the_hook,
+        set_through_a_parametrization,
+        drawn_into,
+        sparse,
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_what_else_constructors_do(make):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.holds = make(self)
+
+    if make is not past_the_hook:
+        assert Model().holds()
+    model = drawn(Model)
+    assert model.holds()
+    assert not xinit.audit(model)
+
+
+def test_a_temporary_parent_gives_no_second_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            nn.Sequential(self.linear)
+
+    with xinit.deferred() as plan:
+        model = Model()
+    assert [row.name for row in plan.rows] == ["linear.weight", "linear.bias"]
+
+    class Without(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.linear.scale = nn.Parameter(torch.ones(2))
+
+        def __len__(self):
+            raise TypeError("no length")  # so that it is neither true nor false
+
+    with xinit.deferred() as plan:
+        model = Without()  # noqa: F841
+    assert [row.name for row in plan.rows] == ["linear.weight", "linear.bias", "linear.scale"]
 
 
 # Ties, copies, assemblies

@@ -618,3 +618,12 @@ def test_the_command_says_what_is_wrong(monkeypatch, capsys, arguments, words):
     with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, capsys, *arguments)
     assert words in capsys.readouterr().err
+
+
+def test_a_parameter_that_is_empty_by_its_shape_is_no_released_one():
+    model = nn.Linear(3, 4)
+    model.tokens = nn.Parameter(torch.zeros(1, 0, 3))
+    before = xinit.fingerprint(model)
+    xinit.init_(model, {"*": xinit.normal()}, KEY)
+    assert model.weight.std() > 0.5
+    assert xinit.fingerprint(model) != before

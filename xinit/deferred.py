@@ -13,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
 from xinit.plans import Plan, Row, describe
-from xinit.record import Ref, known, now, on_meta, purge, ref, store_of, without_memory
+from xinit.record import Ref, Store, known, now, on_meta, purge, ref, store_of, without_memory
 from xinit.recorder import Recorder
+from xinit.replay import needed
 from xinit.simplify import fills, record_of
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+_OWN = frozenset({"_parameters", "_buffers", "_modules"})
+_INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
 _LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.share_memory_, Tensor.storage}
 
 
@@ -46,12 +50,23 @@ class _Memory(TorchFunctionMode):
         if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
             with self.recorder.pause():
                 args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
+        if func in _INDEXES and plain(args[0]) and store_of(args[0]):
+            args = args[0], _as_tensors(args[1]), *args[2:]
         if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
             if store.deferred and (not args[0].is_meta or func in _READS):
                 raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
             self.recorder.flush(store)
             self.recorder.settle(store)
         return func(*args, **kwargs)
+
+
+def _as_tensors(index: Any) -> Any:
+    """An index with its lists as tensors: torch would make them on the meta device, where nobody sees what they hold."""
+    if isinstance(index, tuple):
+        return tuple(map(_as_tensors, index))
+    if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
+        return torch.tensor(index, dtype=None if index else torch.long)
+    return index
 
 
 class Modules:
@@ -80,30 +95,68 @@ class Modules:
 
     def roots(self) -> list[nn.Module]:
         """The modules that are, as far as is known, no part of another one."""
-        return [module for module in self.members if not ((above := self.parents.get(module)) and above[0]())]
+        below = {id(child) for module in self.members for child in module._modules.values()}
+        return [module for module in self.members if id(module) not in below]
 
     def name_of(self, module: nn.Module, name: str) -> str:
         """As much of a parameter's name as is known, after the type of the module where the knowledge ends."""
-        while (above := self.parents.get(module)) and (parent := above[0]()):
+        while (above := self.parents.get(module)) and (parent := above[0]()) is not None:
             module, name = parent, f"{above[1]}.{name}"
         return f"{type(module).__name__}.{name}"
 
     def seal(self) -> None:
-        """At the end: do what is still put off, and leave with each module what is known of its parameters and buffers."""
+        """At the end: do what is still put off, and leave with each module what is known of the tensors that it holds."""
+        modules = list(dict.fromkeys(module for root in self.roots() for module in root.modules()))
+        for module in modules:
+            for name, parameter in module._parameters.items():  # those that came past the hook, or without a shape then
+                if parameter is not None and (known_as := _store(parameter)) and not known_as.deferred:
+                    self.register(module, name, parameter)
+        held = [(module, name, tensor) for module in modules for name, tensor in _held(module) if _store(tensor)]
+        _defer_what_shares({store for *_, tensor in held if (store := _store(tensor))})
         self.recorder.finish()
-        for module in {module for root in self.roots() for module in root.modules()}:
-            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is None or not plain(tensor):
-                    continue
-                store = store_of(tensor)
-                if store is None or not store.deferred:
-                    continue
-                if not tensor.is_meta:
-                    without_memory(tensor, store)
-                record = record_of(tensor, store, tensor._version)
-                tensor.__dict__["_xinit_record"] = record
+        for module, name, tensor in held:
+            store = _store(tensor)
+            if store is None or not store.deferred:
+                continue
+            if not tensor.is_meta:
+                without_memory(tensor, store)
+            record = record_of(tensor, store, tensor._version)
+            tensor.__dict__["_xinit_record"] = record
+            if name in module._parameters or name in module._buffers:
                 module.__dict__.setdefault("_xinit_records", {})[name] = record
+            else:
+                module.__dict__.setdefault("_xinit_held", []).append((name, tensor))
         purge()
+
+
+def _store(tensor: Tensor) -> Store | None:
+    return store_of(tensor) if plain(tensor) else None
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters, buffers, and tensors that are other attributes of it, or in lists or dictionaries that are."""
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if tensor is not None:
+            yield name, tensor
+    for name, value in module.__dict__.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif value and isinstance(value, list | tuple | dict) and name not in _OWN:
+            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, Tensor):
+                    yield f"{name}.{part}", item
+
+
+def _defer_what_shares(stores: set[Store]) -> None:
+    """What shares random numbers with a parameter, such as a mask that it was multiplied by, is to have those that the parameter
+    will have."""
+    alone = [store for store in stores if store.random and not store.deferred]
+    if alone:
+        time = now()
+        drawn = {node for store in stores if store.deferred for node in needed(store, time) if node.random}
+        for store in alone:
+            if not drawn.isdisjoint(needed(store, time)):
+                store.defer("a tensor that shares random numbers with a parameter")
 
 
 # torch calls these hooks for every module of every thread; each looks for the context of its own thread.
@@ -174,7 +227,9 @@ def deferred() -> Iterator[Recorded]:
     """Within it, modules are built without the memory of their parameters, which :func:`materialize_` draws later.
 
     Parameters that this thread gives to modules come out on the meta device, whatever they were made of; shapes, dtypes, ties
-    and ``requires_grad`` are those that the constructor chose, and buffers and other tensors are real. Every operator that
+    and ``requires_grad`` are those that the constructor chose. Buffers and other tensors are real, but for those that take the
+    values of a parameter, or share its random numbers: what a module holds of these, as a buffer, an attribute, or in a list or
+    dictionary that is one, gets its values together with the parameter. Every operator that
     would have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR
     decomposition of ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
 

@@ -212,6 +212,7 @@ def _materialize_(
             target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
+        module.__dict__.pop("_xinit_held", None)
     for tensor, value in moved:
         tensor.data = value
     purge()

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain
-from xinit.distributions import Distribution
+from xinit.distributions import DTYPES, Distribution
 from xinit.keys import Key
-from xinit.record import Data, Node, Ref, Store, distribution, known, ref, store_of
+from xinit.record import Data, Node, Ref, Store, distribution, known, on_meta, ref, store_of
 from xinit.replay import needed, replay
 
 _aten = torch.ops.aten
@@ -51,6 +51,12 @@ _POINTWISE = frozenset(
         *(getattr(_aten, name).default for name in ("neg", "clone", "_to_copy")),
     }
 )
+# They write to two arguments, running statistics, without saying so: the first of them, and which argument says whether.
+_UNDECLARED = {
+    getattr(_aten, name).default: (3, 5)
+    for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+    if hasattr(_aten, name)
+}
 _SMALL = 1 << 14  # bytes: not worth to be left untouched
 # They return what they were given, or change what a tensor is a view of; they do not look at values.
 _VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
@@ -77,12 +83,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paused or func.is_view or func in _VIEWS:
             return func(*args, **kwargs)
+        if func is _aten.set_.source_Tensor and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
+            with self.pause():
+                args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
         if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
             return func(*args, **kwargs)
         tensors = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
         if not all(plain(tensor) for tensor in tensors):
             return func(*args, **kwargs)
-        if func in _EMPTY or func in _FACTORIES:
+        if func in _EMPTY or (func in _FACTORIES and _fillable(func, args, kwargs)):
             return self._make(func, args, kwargs)
         stores = [store for store in map(store_of, tensors) if store]
         meta = any(tensor.is_meta for tensor in tensors) or str(kwargs.get("device")) == "meta"
@@ -265,7 +274,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, node: Node, output: Any, written: list[Tensor], label: str | None = None) -> None:
         for i, leaf in enumerate(tree_leaves(output)):
-            if isinstance(leaf, Tensor) and store_of(leaf) is None:
+            if isinstance(leaf, Tensor) and plain(leaf) and store_of(leaf) is None:
                 store = Store(leaf.untyped_storage(), deferred=label is not None, label=label or "")
                 node.outputs.append((i, ref(leaf, store)))
                 store.add(node)
@@ -317,6 +326,12 @@ def _real(leaf: Ref | Data) -> Tensor:
     return leaf.of(storage)
 
 
+def _fillable(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether what a factory makes can be filled later: complex numbers are not drawn by a distribution."""
+    like = args[0].dtype if args and isinstance(args[0], Tensor) else torch.get_default_dtype()
+    return _FACTORIES[func][0] in (_aten.zero_.default, _aten.fill_.Scalar) or (kwargs.get("dtype") or like) in DTYPES
+
+
 def _sound(what: Distribution) -> bool:
     """Whether the parameters are such that no operator refuses them."""
     a, b = (*what.parameters, 0.0)[:2]
@@ -327,6 +342,9 @@ def _sound(what: Distribution) -> bool:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among the arguments that the operator writes to."""
+    if func in _UNDECLARED:
+        first, whether = _UNDECLARED[func]
+        return [tensor for tensor in args[first : first + 2] if tensor is not None and args[whether]]
     if not func._schema.is_mutable:
         return []
     written = []

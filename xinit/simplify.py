@@ -16,6 +16,7 @@ from xinit.window import Window
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.copy_.default})
+_SEEN = 6.4  # standard deviations: as far as a truncated normal of 32 bits reaches
 _FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
 
 
@@ -162,7 +163,7 @@ def _clamped(
     mean, std, a, b = what.parameters
     low = max_of(a, least if least is not None else min)
     high = min_of(b, most if most is not None else max)
-    if low - a > 1e-4 * std or b - high > 1e-4 * std:
+    if low - max_of(mean - _SEEN * std, a) > 1e-4 * std or min_of(mean + _SEEN * std, b) - high > 1e-4 * std:
         return None
     return Distribution(what.name, (mean, std, low, high))
 

@@ -190,13 +190,15 @@ def canonical_name(name: str) -> str:
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """A model's parameters and then its buffers, each once, with the first of its names, without wrappers' parts.
+    """A model's parameters and then its buffers, each once, with the first of its names, without wrappers' parts; and then what
+    else :func:`xinit.deferred` has found its modules to hold.
 
     Raises:
         ValueError: if two parameters would share a name, and so their values.
     """
     parameters: dict[str, tuple[str, Tensor]] = {}
     buffers: list[tuple[str, Tensor]] = []
+    others: list[tuple[str, Tensor]] = []
     seen: set[Any] = set()
     todo = [("", "", model)]  # the path, that without wrappers' parts, and the module; the next one last
     while todo:
@@ -216,7 +218,10 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
             if buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
                 buffers.append((prefix + leaf, buffer))
+        for name, tensor in module.__dict__.get("_xinit_held", ()):
+            others.append((prefix + name, tensor))
         for part, child in reversed(module._modules.items()):
             if child is not None:
                 todo.append((f"{path}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", child))
-    return [*((name, parameter) for name, (_, parameter) in parameters.items()), *buffers]
+    rest = [(name, tensor) for name, tensor in others if id(tensor) not in seen]
+    return [*((name, parameter) for name, (_, parameter) in parameters.items()), *buffers, *rest]
