@@ -409,6 +409,29 @@ def drawn_into(m):
     return lambda: abs(m.linear.bias.std() - 2) < 0.4
 
 
+def made_to_go_with_it(m):
+    m.linear = nn.Linear(3, 3)
+    weight = m.linear.weight
+    if weight.device.type != "meta" and weight.is_cpu and not weight.is_cuda:
+        m.linear.bias.data.fill_(0.5)
+    m.indices = torch.arange(3, device=weight.device)
+    m.bounds = torch.as_tensor([1.0, 2.0], device=weight.device)
+    m.register_buffer("zeros", torch.zeros(2, device=(weight * 2).device))
+    m.register_buffer("steps", weight.new_tensor([3, 4]))
+    assert m.indices.tolist() == [0, 1, 2]
+    assert m.steps.tolist() == [3.0, 4.0]
+    return lambda: (m.linear.bias == 0.5).all() and m.bounds.tolist() == [1, 2] and m.zeros.tolist() == [0, 0]
+
+
+def compared_by_address(m):
+    m.one, m.two, m.three = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
+    m.two.weight = m.one.weight
+    first, second, third = m.one.weight, m.two.weight, m.three.weight
+    same = first.data_ptr() == second.data_ptr(), first.data_ptr() == third.data_ptr()
+    distance = first[1:].data_ptr() - first.data_ptr()
+    return lambda: same == (True, False) and distance == 12
+
+
 def sparse(m):
     m.linear = nn.Linear(4, 4)
     m.graph = torch.rand(8, 8).to_sparse()
@@ -429,6 +452,8 @@ def sparse(m):
         past_the_hook,
         set_through_a_parametrization,
         drawn_into,
+        made_to_go_with_it,
+        compared_by_address,
         sparse,
     ],
     ids=lambda make: make.__name__,
@@ -853,7 +878,7 @@ def test_everything_is_as_before():
         assert hooks() != before
         with xinit.deferred():
             pass
-        assert nn.Linear(2, 2).weight.device.type == "meta"
+        assert not nn.Linear(2, 2).weight.untyped_storage().data_ptr()
     survivors = []
 
     def fail():
@@ -873,7 +898,9 @@ def test_other_threads_are_not_affected():
     devices = {}
 
     def build(name):
-        devices[name] = nn.Linear(3, 4).weight.device.type
+        weight = nn.Linear(3, 4).weight
+        with torch._C.DisableTorchFunction():
+            devices[name] = weight.device.type
 
     def defer():
         with xinit.deferred():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from typing import Any
@@ -24,6 +24,11 @@ from xinit.simplify import fills, record_of
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_DEVICES: dict[Any, Callable[[torch.device], Any]] = {
+    Tensor.device.__get__: lambda device: device,
+    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
+}
 _READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
 _OWN = frozenset({"_parameters", "_buffers", "_modules"})
 _INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
@@ -42,14 +47,23 @@ class _Memory(TorchFunctionMode):
     ) -> Any:
         if func == _IS_META and plain(args[0]) and store_of(args[0]):
             return False  # what would do nothing on the meta device is to be recorded
+        if func in _DEVICES and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
+            return _DEVICES[func](store.device)  # what is made to go with it is to be real
         kwargs = kwargs or {}
+        if func is Tensor.new_tensor and plain(args[0]) and (store := store_of(args[0])) and not kwargs.get("device"):
+            kwargs = kwargs | {"device": store.device}
         if func is torch.tensor and str(kwargs.get("device")) == "meta":
             with self.recorder.pause():
                 value = func(*args, **kwargs | {"device": "cpu"})
-                return on_meta(value, known(value))
+                store = known(value)
+                store.device = torch.device("meta")  # as was asked for
+                return on_meta(value, store)
         if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
             with self.recorder.pause():
                 args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
+        if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and store_of(args[0]):
+            # There is no address; but who asks compares them, to know what shares memory.
+            return args[0].untyped_storage()._cdata + args[0].storage_offset() * args[0].element_size()
         if func in _INDEXES and plain(args[0]) and store_of(args[0]):
             args = args[0], _as_tensors(args[1]), *args[2:]
         if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
@@ -194,11 +208,12 @@ class Recorded:
         """What is to be done to every parameter that is still without memory."""
         rows = []
         roots = self._modules.roots()
-        for root in roots:
-            for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
-                if tensor.device.type == "meta" and (store := store_of(tensor)):
-                    method, std = _described(ref(tensor, store))
-                    rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
+        with torch._C.DisableTorchFunction():  # or is_meta would say what the constructor is told
+            for root in roots:
+                for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
+                    if tensor.is_meta and (store := store_of(tensor)):
+                        method, std = _described(ref(tensor, store))
+                        rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
         return tuple(rows)
 
     def __str__(self) -> str:
@@ -229,9 +244,10 @@ def deferred() -> Iterator[Recorded]:
     Parameters that this thread gives to modules come out on the meta device, whatever they were made of; shapes, dtypes, ties
     and ``requires_grad`` are those that the constructor chose. Buffers and other tensors are real, but for those that take the
     values of a parameter, or share its random numbers: what a module holds of these, as a buffer, an attribute, or in a list or
-    dictionary that is one, gets its values together with the parameter. Every operator that
-    would have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR
-    decomposition of ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
+    dictionary that is one, gets its values together with the parameter. Until the context ends, all of them say of their device
+    what they would say with memory, so that the constructor goes the way that it would have gone. Every operator that would
+    have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR decomposition of
+    ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
 
     Gives:
         the plan, which prints as a table of parameters and what they will be drawn from.

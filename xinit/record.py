@@ -103,6 +103,13 @@ class Node:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_leaf) if isinstance(leaf, Ref)]
 
     @property
+    def device(self) -> torch.device | None:
+        """Where what it returns would be; None if that is not known."""
+        if self.kwargs.get("device") is not None:
+            return torch.device(self.kwargs["device"])
+        return next((ref.store.device for ref in self.refs), None)
+
+    @property
     def stores(self) -> set[Store]:
         return {ref.store for ref in self.refs} | {ref.store for _, ref in self.outputs}
 
@@ -147,12 +154,13 @@ class Store:
         deferred: it is, or depends on, a parameter, so nothing of it will be done here.
         random: random numbers went into it.
         label: the parameter that it is or depends on, as far as its name is known.
+        device: where it would be, if its memory were not put off: what the constructor is told.
     """
 
     def __init__(self, storage: torch.UntypedStorage, *, lazy: bool = False, deferred: bool = False, label: str = ""):
         self.nodes: list[Node] = []
         self.random = False
-        self.nbytes = storage.nbytes()
+        self.nbytes, self.device = storage.nbytes(), storage.device
         self.lazy, self.deferred, self.label = lazy, deferred, label
         self.held: list[torch.UntypedStorage] = []  # what it will be made of, as long as it is lazy
         self.followers: list[weakref.ref[Store]] = []  # lazy ones that will be made of it

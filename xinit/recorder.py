@@ -133,6 +133,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         store = Store(tensor.untyped_storage(), lazy=not tensor.is_meta, deferred=tensor.is_meta)
         if store.lazy:
             self.lazy.append(weakref.ref(store))
+        elif args and isinstance(args[0], Tensor) and not kwargs.get("device") and (origin := store_of(args[0])):
+            store.device = origin.device
         if func in _FACTORIES:
             fill, index = _FACTORIES[func]
             values: tuple[Any, ...] = ()
@@ -276,6 +278,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor) and plain(leaf) and store_of(leaf) is None:
                 store = Store(leaf.untyped_storage(), deferred=label is not None, label=label or "")
+                store.device = node.device or store.device
                 node.outputs.append((i, ref(leaf, store)))
                 store.add(node)
         for store in {store for store in map(store_of, written) if store}:
