@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from functools import partial
+from itertools import islice
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from xinit import Key, recipes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20261).fold_in("recipes")
+COUNTS = {"constant": 1, "uniform": 2, "normal": 2, "truncated_normal": 4}  # of a distribution's parameters
 
 
 class Draws(TorchDispatchMode):
@@ -28,8 +30,9 @@ class Draws(TorchDispatchMode):
         op = func._schema.name
         if op == "xinit::fill_many_":
             tensors, names, parameters = args[:3]
-            for i, (tensor, name) in enumerate(zip(tensors, names, strict=True)):
-                self.note(tensor, name, parameters[4 * i : 4 * i + 4])
+            rest = iter(parameters)
+            for tensor, name in zip(tensors, names, strict=True):
+                self.note(tensor, name, [*islice(rest, COUNTS[name])])
         elif op == "aten::uniform_":
             self.note(args[0], "uniform", (*args[1:], 0, 1)[:2])
         elif op == "aten::normal_":
@@ -42,8 +45,7 @@ class Draws(TorchDispatchMode):
         return result
 
     def note(self, tensor, name, parameters):
-        count = {"constant": 1, "truncated_normal": 4}.get(name, 2)
-        self.last[tensor.data_ptr(), tensor.numel()] = name, [float(p) for p in parameters[:count]]
+        self.last[tensor.data_ptr(), tensor.numel()] = name, [float(p) for p in parameters]
 
     def of(self, parameter):
         """The fill of the whole, and those of single rows."""
