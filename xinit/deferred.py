@@ -123,14 +123,18 @@ class Modules:
         modules = list(dict.fromkeys(module for root in self.roots() for module in root.modules()))
         for module in modules:
             for name, parameter in module._parameters.items():  # those that came past the hook, or without a shape then
-                if parameter is not None and (known_as := _store(parameter)) and not known_as.deferred:
+                if parameter is not None and (store := _store(parameter)) and not store.deferred:
                     self.register(module, name, parameter)
-        held = [(module, name, tensor) for module in modules for name, tensor in _held(module) if _store(tensor)]
-        _defer_what_shares({store for *_, tensor in held if (store := _store(tensor))})
+        held = [
+            (module, name, tensor, store)
+            for module in modules
+            for name, tensor in _held(module)
+            if (store := _store(tensor))
+        ]
+        _defer_what_shares({store for *_, store in held})
         self.recorder.finish()
-        for module, name, tensor in held:
-            store = _store(tensor)
-            if store is None or not store.deferred:
+        for module, name, tensor, store in held:
+            if not store.deferred:
                 continue
             if not tensor.is_meta:
                 without_memory(tensor, store)
