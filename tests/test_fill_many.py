@@ -144,9 +144,6 @@ def test_a_window_must_hold_its_tensor(window, words):
     assert not good.any()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning"
-)  # torch's compiler of torch's own code
 def test_opcheck_and_compile():
     arguments = (
         [torch.empty(4, 5), torch.empty(7)],

@@ -256,7 +256,6 @@ def test_the_order_of_fills_does_not_matter():
     assert len({tuple(values.tolist()) for values in forwards.values()}) == len(names)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when it imports its compiler
 def test_compiled_is_eager():
     where = Window((9, 40), (2, 3))
 

@@ -27,12 +27,6 @@ OPS = {
 COMMON = "Generator? generator=None, int[]? key=None, SymInt[]? global_shape=None, SymInt[]? offsets=None"
 
 
-def compiles(test):
-    """torch's compiler and export warn of torch's own use of what torch deprecates."""
-    ignore = pytest.mark.filterwarnings
-    return ignore("ignore::DeprecationWarning")(ignore("ignore::FutureWarning")(test))
-
-
 def overload(name):
     return getattr(torch.ops.xinit, name).default
 
@@ -51,7 +45,6 @@ def test_there_are_no_other_ops():
 
 
 @pytest.mark.parametrize("name", OPS)
-@compiles
 def test_opcheck(name):
     place = {"global_shape": [9, 20], "offsets": [1, 2]}
     for tensor, arguments in (
@@ -78,7 +71,6 @@ def test_fake_and_meta_tensors(fill, dtype):
 # ---- compilation ----
 
 
-@compiles
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_with_a_key(dynamic):
     def step(x, name):
@@ -95,7 +87,6 @@ def test_compiled_with_a_key(dynamic):
     assert not same(compiled(x, "b")[1], compiled(x, "a")[1])
 
 
-@compiles
 def test_compiled_with_the_default_generator():
     """Each call draws afresh, and what eager would have drawn."""
 
@@ -119,7 +110,6 @@ class Model(torch.nn.Module):
         return xinit.trunc_normal_(torch.empty_like(x), key=Key(1)) + xinit.kaiming_uniform_(x.clone(), key=Key(2))
 
 
-@compiles
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_exported(dynamic):
     shapes = ({0: torch.export.Dim("rows", min=2, max=100)},) if dynamic else None
