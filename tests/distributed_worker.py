@@ -203,6 +203,83 @@ def every_function_by_generator(world):
                 torch.set_rng_state(state)
 
 
+@case(*WORLDS)
+def constants_and_identities(world):
+    for mesh, where in placements(world):
+        for shape in (13, 7), (3, 6), (6, 2, 3), (4, 4, 3, 3):
+            fills = [partial(xinit.constant_, val=0.5), xinit.ones_, xinit.zeros_]
+            fills += [xinit.eye_] if len(shape) == 2 else [xinit.dirac_, partial(xinit.dirac_, groups=2)]
+            for fill in fills:
+                whole = fill(torch.full(shape, 7.0))
+                sharded = distribute_tensor(torch.full(shape, 7.0), mesh, where, src_data_rank=None).requires_grad_()
+                local, version = sharded._local_tensor.shape, sharded._version
+                with Watched() as watched:
+                    assert fill(sharded) is sharded
+                assert watched.collectives == 0
+                assert sharded._version > version
+                assert sharded._local_tensor.shape == local
+                assert same(sharded.detach().full_tensor(), whole), (fill, shape, where)
+
+
+@case(1, 2, 3)
+def views(world):
+    """Each either writes what the whole's values are there, or is an error on all ranks: never nothing."""
+    mesh = init_device_mesh("cpu", (world,))
+    cuts = {
+        "rows": lambda t: t[2:5],
+        "columns": lambda t: t[:, 1:3],
+        "row": lambda t: t[0],
+        "column": lambda t: t[:, 3],
+        "transposed": lambda t: t.t(),
+        "transposed rows": lambda t: t.t()[1:3],
+        "flat": lambda t: t.view(-1),
+        "two rows as one": lambda t: t.view(3, 8),
+        "half": lambda t: t.chunk(2)[1],
+        "diagonal": lambda t: t.diagonal(),
+        "all": lambda t: t[:],
+        "rows of rows": lambda t: t[1:5][1:3],
+        "more dimensions": lambda t: t.unsqueeze(0),
+    }
+    fills = {
+        "normal_": lambda t: xinit.normal_(t, key=KEY),
+        "uniform_": xinit.uniform_,
+        "fill_many_": lambda t: xinit.fill_many_([t], [xinit.normal()], [KEY]),
+        "constant_": lambda t: xinit.constant_(t, 3.0),
+        "eye_": lambda t: xinit.eye_(t) if t.dim() == 2 else xinit.zeros_(t),
+    }
+    lost = set()
+    for where in [Shard(0)], [Shard(1)], [Replicate()]:
+        for name, cut in cuts.items():
+            for fill in fills.values():
+                whole = torch.full((6, 4), 7.0)
+                base = distribute_tensor(whole, mesh, where)
+                torch.manual_seed(3)
+                state = torch.get_rng_state()
+                try:
+                    view = cut(base)
+                except RuntimeError:
+                    continue  # torch's own
+                problem = ""
+                try:
+                    fill(view)
+                except (RuntimeError, ValueError) as error:
+                    problem = str(error)
+                if not problem:
+                    torch.manual_seed(3)
+                    fill(cut(whole))
+                    assert same(base.full_tensor(), whole), (name, where)
+                    continue
+                assert "lost" in problem or "local tensor has shape" in problem, (name, where, problem)
+                assert torch.equal(torch.get_rng_state(), state)
+                assert (base.full_tensor() == 7).all()
+                lost.add((name, *where))
+    if world == 1:
+        return
+    assert {("rows", Shard(0)), ("columns", Shard(1)), ("diagonal", Shard(0))} <= lost
+    assert not {("columns", Shard(0)), ("rows", Shard(1)), ("transposed", Shard(0))} & lost
+    assert not any(where == Replicate() for _, where in lost)
+
+
 @case(2, 4)
 def many_at_once(world):
     mesh = init_device_mesh("cpu", (world,))

@@ -191,7 +191,7 @@ def test_signature_begins_as_torchs(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["constant_", "ones_", "zeros_", "eye_", "dirac_", "orthogonal_", "sparse_", "_calculate_fan_in_and_fan_out"],
+    ["orthogonal_", "sparse_", "_calculate_fan_in_and_fan_out"],
 )
 def test_what_does_not_draw_by_key_is_torchs_own(name: str) -> None:
     assert getattr(xinit, name) is getattr(init, name)

@@ -1,6 +1,7 @@
 """Where elements of sharded tensors are: xinit's boxes against torch's own cutting of an arange."""
 
 import math
+from functools import partial
 from itertools import product
 
 import pytest
@@ -147,6 +148,21 @@ def test_each_rank_of_64_fills_what_distribute_tensor_gives_it(fill, shape, mesh
         expected = distribute_tensor(whole, mesh_of(rank, *mesh), placements, src_data_rank=None)
         sharded = distribute_tensor(torch.zeros(shape), mesh_of(rank, *mesh), placements, src_data_rank=None)
         assert same(fill(sharded, key=KEY)._local_tensor, expected._local_tensor)
+
+
+@pytest.mark.parametrize(("shape", "mesh", "placements", "most"), [case for case in LAYOUTS if len(case[0]) > 1])
+def test_each_rank_of_64_holds_its_part_of_an_identity(shape, mesh, placements, most):
+    """Wide and tall, and as a kernel of three taps, in groups too."""
+    cases = [(xinit.eye_, shape), (xinit.eye_, shape[::-1]), (xinit.dirac_, (*shape, 3))]
+    cases += [(partial(xinit.dirac_, groups=2), (*shape, 3, 2))] * (shape[0] % 2 == 0)
+    cases += [(partial(xinit.constant_, val=0.5), shape)]
+    for fill, size in cases:
+        whole = fill(torch.full(size, 7.0))
+        for rank in range(math.prod(mesh)):
+            expected = distribute_tensor(whole, mesh_of(rank, *mesh), placements, src_data_rank=None)
+            sharded = distribute_tensor(torch.full(size, 7.0), mesh_of(rank, *mesh), placements, src_data_rank=None)
+            assert fill(sharded) is sharded
+            assert same(sharded._local_tensor, expected._local_tensor), (fill, size, rank)
 
 
 def test_views_are_of_the_local_tensor():

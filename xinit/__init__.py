@@ -13,13 +13,8 @@ from torch.nn.init import (
     _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
 )
 from torch.nn.init import (
-    constant_,
-    dirac_,
-    eye_,
-    ones_,
     orthogonal_,
     sparse_,
-    zeros_,
 )
 
 from xinit import _C, parallel, recipes
@@ -57,6 +52,7 @@ from xinit.init import (
 )
 from xinit.keys import Key
 from xinit.materialize import audit, materialize_
+from xinit.matrices import constant_, dirac_, eye_, ones_, zeros_
 from xinit.model import fingerprint, init_, plan
 from xinit.plans import Plan, Row
 from xinit.window import Window

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from xinit import _C
 from xinit.keys import Key
-from xinit.sharding import is_sharded, pieces
+from xinit.sharding import check_view, is_sharded, pieces
 from xinit.window import Window
 
 
@@ -64,6 +64,7 @@ def _fill_shard(
 ) -> None:
     if window is not None:
         raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
+    check_view(tensor, op.__name__)
     parts = pieces(tensor, op.__name__)
     source, state = generator, None
     if key is None and len(parts) > 1:  # all of them take the key that one draw gives

@@ -13,7 +13,7 @@ from torch import Tensor
 from xinit import _C
 from xinit.init import calculate_gain
 from xinit.keys import Key
-from xinit.sharding import is_sharded, pieces
+from xinit.sharding import check_view, is_sharded, pieces
 from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
@@ -315,6 +315,8 @@ def _fill_many_shards_(
         window = windows[i] if windows is not None else None
         if is_sharded(tensor) and window is not None:
             raise ValueError(f"fill_many_: {name} is a DTensor, which knows which part of the whole it is: no window")
+        if is_sharded(tensor):
+            check_view(tensor, f"fill_many_: {name}")
         for part, where in pieces(tensor, f"fill_many_: {name}"):
             parts.append((part, distributions[i], keys[i], where or window, name))
     fill_many_(*zip(*parts, strict=True))

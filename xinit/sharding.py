@@ -204,6 +204,30 @@ def local_of(tensor: Any, name: str) -> tuple[Tensor, Sequence[Box]]:
     return local, boxes
 
 
+def check_view(tensor: Any, name: str) -> None:
+    """Whether what is written to a sharded tensor reaches the one that it is a view of.
+
+    torch slices a sharded dimension by gathering it: what it calls a view then has memory of its own.
+
+    Raises:
+        RuntimeError: if not.
+    """
+    base = tensor._base
+    if base is None or not is_sharded(base) or _storage(tensor) == _storage(base):
+        return
+    raise RuntimeError(
+        f"{name}: what is written to this view, of shape {tuple(tensor.shape)}, would be lost: torch has gathered it from a "
+        f"DTensor of shape {tuple(base.shape)} placed by {base.placements}. Fill the whole DTensor, or a view that cuts none of "
+        f"its sharded dimensions, or a part of its to_local() with window="
+    )
+
+
+def _storage(tensor: Any) -> int:
+    local = tensor._local_tensor
+    identity: int = getattr(local, "elem", local).untyped_storage()._cdata  # a tensor still on its way has it in elem
+    return identity
+
+
 def _world_size() -> float:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_initialized() else math.inf
