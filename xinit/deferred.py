@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
 from xinit.plans import Plan, Row, describe
-from xinit.record import Ref, Store, known, now, on_meta, purge, ref, store_of, without_memory
+from xinit.record import (
+    Ref,
+    Store,
+    known,
+    now,
+    on_meta,
+    ordinary_tensors,
+    purge,
+    ref,
+    store_of,
+    version_of,
+    without_memory,
+)
 from xinit.recorder import Recorder
 from xinit.replay import needed
 from xinit.simplify import fills, record_of
+from xinit.sites import some
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
@@ -29,10 +44,16 @@ _DEVICES: dict[Any, Callable[[torch.device], Any]] = {
     Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
     Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
 }
-_READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__})
+_EXPOSES = frozenset({Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
+_READS = _EXPOSES | {Tensor.tolist}
 _OWN = frozenset({"_parameters", "_buffers", "_modules"})
+_NO_HOLDERS = (nn.Module, type, ModuleType, FunctionType)
+_COLLECTS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
+_RECURRENT = frozenset(
+    getattr(torch, name + cell) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
+)
 _INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
-_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.share_memory_, Tensor.storage}
+_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.__repr__, Tensor.share_memory_, Tensor.storage}
 
 
 class _Memory(TorchFunctionMode):
@@ -52,6 +73,14 @@ class _Memory(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.new_tensor and plain(args[0]) and (store := store_of(args[0])) and not kwargs.get("device"):
             kwargs = kwargs | {"device": store.device}
+        if func in _COLLECTS:
+            lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list | tuple)]
+            for leaf in _plain_in(lists):  # no operator is seen to take the numbers out of them
+                if store := store_of(leaf):
+                    self._look(store, func.__name__, store.deferred)
+                    self.recorder.read(store, func.__name__)
+        if func in _RECURRENT and any(leaf.is_meta and store_of(leaf) for leaf in _plain_in((args, kwargs))):
+            args, kwargs = tree_map(self._alongside, (args, kwargs))
         if func is torch.tensor and str(kwargs.get("device")) == "meta":
             with self.recorder.pause():
                 value = func(*args, **kwargs | {"device": "cpu"})
@@ -61,17 +90,34 @@ class _Memory(TorchFunctionMode):
         if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
             with self.recorder.pause():
                 args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
-        if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and store_of(args[0]):
+        if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
             # There is no address; but who asks compares them, to know what shares memory.
-            return args[0].untyped_storage()._cdata + args[0].storage_offset() * args[0].element_size()
+            return store.address + args[0].storage_offset() * args[0].element_size()
         if func in _INDEXES and plain(args[0]) and store_of(args[0]):
             args = args[0], _as_tensors(args[1]), *args[2:]
+        if func is Tensor.__repr__ and plain(args[0]) and (store := store_of(args[0])) and store.deferred:
+            with self.recorder.pause():
+                args = (on_meta(args[0], store),)
         if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
-            if store.deferred and (not args[0].is_meta or func in _READS):
-                raise RuntimeError(f"deferred: {func.__name__} takes the values of {store.label}, which has none yet")
-            self.recorder.flush(store)
-            self.recorder.settle(store)
+            self._look(store, func.__name__, store.deferred and (not args[0].is_meta or func in _READS))
+            if store.random and (func in _READS or func is Tensor.__reduce_ex__):
+                self.recorder.read(store, func.__name__)
+            store.exposed = store.exposed or func in _EXPOSES
         return func(*args, **kwargs)
+
+    def _alongside(self, leaf: Any) -> Any:
+        """The values of a real tensor on the meta device, for a function that compares the devices of its arguments itself."""
+        if not isinstance(leaf, Tensor) or not plain(leaf) or leaf.is_meta or not leaf.is_floating_point():
+            return leaf
+        copy = leaf.detach().clone()
+        with self.recorder.pause():
+            return on_meta(copy, store_of(copy) or known(copy))
+
+    def _look(self, store: Store, name: str, in_vain: bool) -> None:
+        if in_vain:
+            raise RuntimeError(f"deferred: {name} takes the values of {store.label}, which has none yet")
+        self.recorder.flush(store)
+        self.recorder.settle(store)
 
 
 def _as_tensors(index: Any) -> Any:
@@ -81,6 +127,10 @@ def _as_tensors(index: Any) -> Any:
     if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
         return torch.tensor(index, dtype=None if index else torch.long)
     return index
+
+
+def _plain_in(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and plain(leaf)]
 
 
 class Modules:
@@ -103,6 +153,8 @@ class Modules:
                 if parameter.is_meta:
                     return
                 store = known(parameter)
+            elif store.exposed and not store.deferred:
+                store.become_data(store.read or store.random)
             store.defer(f"{self.name_of(module, name)} of shape {tuple(parameter.shape)}")
             if not parameter.is_meta:
                 without_memory(parameter, store)
@@ -125,20 +177,22 @@ class Modules:
             for name, parameter in module._parameters.items():  # those that came past the hook, or without a shape then
                 if parameter is not None and (store := _store(parameter)) and not store.deferred:
                     self.register(module, name, parameter)
+        seen: set[int] = set()
         held = [
             (module, name, tensor, store)
             for module in modules
-            for name, tensor in _held(module)
+            for name, tensor in _held(module, seen)
             if (store := _store(tensor))
         ]
         _defer_what_shares({store for *_, store in held})
         self.recorder.finish()
+        self._warn_of_what_was_read(held)
         for module, name, tensor, store in held:
             if not store.deferred:
                 continue
             if not tensor.is_meta:
                 without_memory(tensor, store)
-            record = record_of(tensor, store, tensor._version)
+            record = record_of(tensor, store, version_of(tensor))
             tensor.__dict__["_xinit_record"] = record
             if name in module._parameters or name in module._buffers:
                 module.__dict__.setdefault("_xinit_records", {})[name] = record
@@ -146,23 +200,55 @@ class Modules:
                 module.__dict__.setdefault("_xinit_held", []).append((name, tensor))
         purge()
 
+    def _warn_of_what_was_read(self, held: list[tuple[nn.Module, str, Tensor, Store]]) -> None:
+        time = now()
+        names = [
+            self.name_of(module, name)
+            for module, name, _, store in held
+            if store.deferred and store.read and any(node.read for node in needed(store, time))
+        ]
+        if names:
+            warnings.warn(
+                f"deferred: {some(names)} made of random numbers that the constructor has read, as by item(): they are those of "
+                f"torch's generator, whatever the key",
+                stacklevel=5,
+            )
+
 
 def _store(tensor: Tensor) -> Store | None:
     return store_of(tensor) if plain(tensor) else None
 
 
-def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters, buffers, and tensors that are other attributes of it, or in lists or dictionaries that are."""
+def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters, buffers, and tensors that are other attributes of it, or in lists, dictionaries or objects that
+    are, but for the objects seen before."""
     for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
         if tensor is not None:
             yield name, tensor
-    for name, value in module.__dict__.items():
+    lists: set[int] = set()
+    todo = [(name, value) for name, value in reversed(module.__dict__.items()) if name not in _OWN]
+    while todo:
+        name, value = todo.pop()
         if isinstance(value, Tensor):
             yield name, value
-        elif value and isinstance(value, list | tuple | dict) and name not in _OWN:
-            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(item, Tensor):
-                    yield f"{name}.{part}", item
+        elif (parts := _parts(value)) is not None and id(value) not in (met := lists if parts[0] else seen):
+            met.add(id(value))
+            todo += [(f"{name}.{part}", item) for part, item in reversed(parts[1])]
+
+
+def _parts(value: Any) -> tuple[bool, list[tuple[Any, Any]]] | None:
+    """Whether a value is a list or a dictionary, and what it or an object holds; it is not asked for its truth, its length or its
+    attributes, which may be anything."""
+    if isinstance(value, dict):
+        return True, [*dict.items(value)]
+    if isinstance(value, list | tuple):
+        return True, [*enumerate(value)]
+    if isinstance(value, _NO_HOLDERS) or type(value).__module__ == "builtins":
+        return None
+    try:
+        return False, [*object.__getattribute__(value, "__dict__").items()]
+    except AttributeError:
+        return None
 
 
 def _defer_what_shares(stores: set[Store]) -> None:
@@ -210,11 +296,16 @@ class Recorded:
     @property
     def rows(self) -> tuple[Row, ...]:
         """What is to be done to every parameter that is still without memory."""
-        rows = []
+        rows, seen = [], set()
         roots = self._modules.roots()
         with torch._C.DisableTorchFunction():  # or is_meta would say what the constructor is told
             for root in roots:
                 for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
+                    if (
+                        id(tensor) in seen
+                    ):  # of a graph module too, which shares those of the one that it was traced from
+                        continue
+                    seen.add(id(tensor))
                     if tensor.is_meta and (store := store_of(tensor)):
                         method, std = _described(ref(tensor, store))
                         rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
@@ -247,18 +338,25 @@ def deferred() -> Iterator[Recorded]:
 
     Parameters that this thread gives to modules come out on the meta device, whatever they were made of; shapes, dtypes, ties
     and ``requires_grad`` are those that the constructor chose. Buffers and other tensors are real, but for those that take the
-    values of a parameter, or share its random numbers: what a module holds of these, as a buffer, an attribute, or in a list or
-    dictionary that is one, gets its values together with the parameter. Until the context ends, all of them say of their device
-    what they would say with memory, so that the constructor goes the way that it would have gone. Every operator that would
-    have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR decomposition of
-    ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
+    values of a parameter, or share its random numbers: what a module holds of these, as a buffer, an attribute, or in a list,
+    dictionary or object that is one, gets its values together with the parameter. Until the context ends, all of them say of
+    their device what they would say with memory, so that the constructor goes the way that it would have gone. Every operator
+    that would have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR
+    decomposition of ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
+    Within ``torch.inference_mode`` too, parameters are ordinary ones.
+
+    Random numbers that are no parameter's yet can be read (``item()``, ``tolist()``, ``numpy()``, a branch, a size such as that
+    of ``x[x > 0]``). They stay those that were read: what is made of them later follows from torch's generator, not the key.
 
     Gives:
         the plan, which prints as a table of parameters and what they will be drawn from.
 
     Raises:
         RuntimeError: at the line where something takes values that do not exist yet, and so cannot be recorded, such as
-            ``item()`` of a parameter; it names parameter and operator.
+            ``item()`` or ``nonzero()`` of a parameter; it names parameter and operator.
+
+    Warns:
+        UserWarning: at the end, of parameters that are made of random numbers that were read.
 
     Example:
         >>> import torch, xinit
@@ -289,17 +387,18 @@ def deferred() -> Iterator[Recorded]:
             ]
         _users += 1
     _thread.modules = modules
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(truncated_normal_in_one_operator())
-            stack.enter_context(_Memory(recorder))
-            stack.enter_context(recorder)
-            yield Recorded(modules)
-    finally:
-        _thread.modules = None
-        with _lock:
-            _users -= 1
-            if not _users:
-                for handle in _handles:
-                    handle.remove()
-        modules.seal()
+    with ordinary_tensors():
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(truncated_normal_in_one_operator())
+                stack.enter_context(_Memory(recorder))
+                stack.enter_context(recorder)
+                yield Recorded(modules)
+        finally:
+            _thread.modules = None
+            with _lock:
+                _users -= 1
+                if not _users:
+                    for handle in _handles:
+                        handle.remove()
+            modules.seal()

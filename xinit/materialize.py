@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from xinit.accelerate import plain
 from xinit.keys import Key
 from xinit.ranks import Ranks, offloaded
-from xinit.record import Node, Ref, purge, store_of
+from xinit.record import Node, Ref, ordinary_tensors, purge, store_of, version_of
 from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, with_memory
 from xinit.simplify import Record, box, record_of
@@ -61,10 +61,10 @@ def _record(tensor: Tensor) -> Record | None:
     if store is not None and store.deferred:
         if left is not None and left.describes(tensor, store):
             return left
-        return record_of(tensor, store, left.version if left else tensor._version)
+        return record_of(tensor, store, left.version if left else version_of(tensor))
     if isinstance(tensor, nn.Parameter) or left is None or left.ref.size != tensor.shape:
         return left
-    return left._replace(version=tensor._version)
+    return left._replace(version=version_of(tensor))
 
 
 def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
@@ -72,7 +72,7 @@ def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | 
     ``parallelize_module``."""
     recorded = (module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)
     fitting = (record for record in recorded if record is not None and record.ref.size == tensor.shape)
-    return next((record._replace(version=tensor._version) for record in fitting), None)
+    return next((record._replace(version=version_of(tensor)) for record in fitting), None)
 
 
 def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], list[str]]:
@@ -145,7 +145,7 @@ def materialize_(
         True
     """
     # Within a deferred() too, this is for real.
-    with _disable_current_modes(), torch._C.DisableTorchFunction(), _without_collector():
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), _without_collector(), ordinary_tensors():
         unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
         warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
@@ -184,7 +184,7 @@ def _materialize_(
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
             "xinit.deferred()"
         )
-    late = [t.name for t in targets if t.tensor._version != t.record.version and not _recorded_since(t)]
+    late = [t.name for t in targets if version_of(t.tensor) != t.record.version and not _recorded_since(t)]
     if late:
         raise RuntimeError(
             f"materialize_: {', '.join(late)} was written to after the xinit.deferred() context, so that it is not known how"
@@ -199,6 +199,12 @@ def _materialize_(
     behind = where.type != "cpu"
     moved = [(t, t.data.to(where, non_blocking=behind)) for t in elsewhere if id(t) not in on_cpu]
     values = _drawn(targets, where, on_cpu, key, progress)
+    scripted = [
+        (module, name, tensor)
+        for module in model.modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+    ]
 
     for target, value in zip(targets, values, strict=True):
         tensor: Any = target.tensor
@@ -209,10 +215,12 @@ def _materialize_(
         torch._C._swap_tensor_impl(tensor, value)
         target.tensor.__dict__.pop("_xinit_record", None)
         if not target.written():
-            target.tensor.__dict__["_xinit_unwritten"] = target.tensor._version
+            target.tensor.__dict__["_xinit_unwritten"] = version_of(target.tensor)
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
         module.__dict__.pop("_xinit_held", None)
+    for module, name, tensor in scripted:
+        setattr(module, name, tensor)  # it holds what the object was, not the object
     for tensor, value in moved:
         tensor.data = value
     purge()
@@ -326,6 +334,6 @@ def audit(model: nn.Module) -> Audit:
         canonical = canonical_name(name)
         if canonical in problems:
             rows.append((canonical, problems[canonical]))
-        elif tensor.__dict__.get("_xinit_unwritten", -1) == tensor._version:
+        elif tensor.__dict__.get("_xinit_unwritten", -1) == version_of(tensor):
             rows.append((canonical, "never written"))
     return rows

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,6 +35,9 @@ from xinit.distributions import (
 
 _aten, _ops = torch.ops.aten, torch.ops.xinit
 _clock = itertools.count()
+_lock = threading.Lock()
+_PAGE = 1 << 12
+_free = 1 << 56  # the next address: beyond what processes have
 
 
 class Ref(NamedTuple):
@@ -94,6 +99,10 @@ class Node:
     fill: tuple[Ref, Distribution] | None = None  # if it is but a fill of that view
     outputs: list[tuple[int, Ref]] = field(default_factory=list)  # new storages, by the position among what it returned
     answer: bool | None = None  # if it asks about values: what they have to say
+    read: bool = False  # whether it is data because somebody has read the numbers that were drawn
+    reached: list[weakref.ref[Store]] = field(
+        default_factory=list
+    )  # if it draws: which storages that may have gone into
     time: int = field(default_factory=lambda: next(_clock))
 
     @property
@@ -152,20 +161,34 @@ class Store:
         nodes: all that was done to it, in the order of time.
         lazy: nothing of it has been done yet: the memory exists, but has not been touched.
         deferred: it is, or depends on, a parameter, so nothing of it will be done here.
-        random: random numbers went into it.
+        draws: the operators whose random numbers may have gone into it.
+        read: whether such numbers did that somebody had read, and which are data since.
+        exposed: its memory may change without an operator.
         label: the parameter that it is or depends on, as far as its name is known.
         device: where it would be, if its memory were not put off: what the constructor is told.
     """
 
     def __init__(self, storage: torch.UntypedStorage, *, lazy: bool = False, deferred: bool = False, label: str = ""):
         self.nodes: list[Node] = []
-        self.random = False
+        self.draws: set[Node] = set()
+        self.read = self.exposed = False
+        self.reference = weakref.ref(self)
         self.nbytes, self.device = storage.nbytes(), storage.device
         self.lazy, self.deferred, self.label = lazy, deferred, label
         self.held: list[torch.UntypedStorage] = []  # what it will be made of, as long as it is lazy
         self.followers: list[weakref.ref[Store]] = []  # lazy ones that will be made of it
         self.storages: list[StorageWeakRef] = []  # the real one, and the one on the meta device
+        self._address: int | None = None
         self.stand_for(storage)
+
+    @property
+    def address(self) -> int:
+        """Where it would be: no memory is there, and no other storage is told any of its bytes."""
+        global _free
+        if self._address is None:
+            with _lock:
+                self._address, _free = _free, _free + (-(-self.nbytes // _PAGE) or 1) * _PAGE
+        return self._address
 
     def stand_for(self, storage: torch.UntypedStorage) -> None:
         """Be the history of that storage too."""
@@ -196,9 +219,31 @@ class Store:
         for reference in self.storages:
             _stores.pop(reference.cdata, None)
 
+    @property
+    def random(self) -> bool:
+        """Whether random numbers went into it."""
+        return bool(self.draws)
+
     def add(self, node: Node) -> None:
         self.nodes.append(node)
-        self.random = self.random or node.random or any(ref.store.random for ref in node.refs)
+        if node.random:
+            self.draws.add(node)
+            node.reached.append(self.reference)
+        self.read = self.read or node.read
+        for source in () if node.fill else {ref.store for ref in node.refs} - {self}:
+            self.read = self.read or source.read
+            for draw in source.draws - self.draws:
+                self.draws.add(draw)
+                draw.reached.append(self.reference)
+
+    def become_data(self, read: bool = False) -> None:
+        """What its memory holds now is all that it is."""
+        storage = self.storage(meta=False)
+        if storage is not None:
+            view = Ref(self, torch.uint8, (self.nbytes,), (1,), 0)
+            data = Data(view.of(storage).clone())
+            self.draws.clear()
+            self.add(Node(_aten.clone.default, (data,), {}, outputs=[(0, view)], read=read))
 
     def since(self, time: int) -> bool:
         """Whether anything was done to it after that time."""
@@ -265,6 +310,21 @@ def without_memory(tensor: Tensor, store: Store) -> None:
         if isinstance(tensor, nn.Parameter):
             meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
         torch._C._swap_tensor_impl(tensor, meta)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Within it, no tensor is one of ``torch.inference_mode``, which never trains; what that mode allows is allowed."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was written to; a tensor that was made in ``torch.inference_mode`` does not count that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def now() -> int:

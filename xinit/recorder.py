@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from xinit.accelerate import plain
 from xinit.distributions import DTYPES, Distribution
 from xinit.keys import Key
-from xinit.record import Data, Node, Ref, Store, distribution, known, on_meta, ref, store_of
+from xinit.record import Data, Node, Ref, Store, distribution, known, now, on_meta, ref, store_of
 from xinit.replay import needed, replay
 
 _aten = torch.ops.aten
@@ -99,6 +99,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if (filled := self._fill(func, args, kwargs)) is not None:
             return filled[0]
+        for tensor in _told(func, args):
+            if (told := store_of(tensor)) and not told.deferred:
+                self.read(told, str(func))
         if meta or any(store.deferred for store in stores):
             return self._record(func, args, kwargs, tensors)
         if func in _POINTWISE and len(tensors) == 1 and (store := stores[0]).lazy and store.nbytes > _SMALL:
@@ -108,7 +111,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = _written(func, args, kwargs)
         for store in filter(None, map(store_of, written)):
             self.settle(store)
-        if torch.Tag.nondeterministic_seeded not in func.tags and not any(store.random for store in stores):
+        if torch.Tag.nondeterministic_seeded not in func.tags and not any(s.random or s.read for s in stores):
             for changed in map(store_of, written):
                 if changed is not None:
                     changed.forget()
@@ -232,6 +235,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         stores = {ref.store for ref in node.refs}
         nodes = [other for store in stores for other in needed(store, node.time)]
+        told = {ref.store for ref in tree_leaves(_told(node.func, node.args), is_leaf=_is_ref) if _is_ref(ref)}
+        if any(other.random for store in told for other in needed(store, node.time)) and _sized(node.func):
+            raise RuntimeError(
+                f"deferred: {node.func} cannot be recorded: the size of what it returns depends on the values of {label}, which "
+                f"has none yet"
+            ) from error
         keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
         try:
             storages = replay(nodes, keys, stores, torch.device("cpu"))
@@ -301,6 +310,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     view.of(storage).copy_(result)
         store.held.clear()
 
+    def read(self, store: Store, reader: str) -> None:
+        """Somebody looks at random numbers, and may decide by them: they stay what they are now, wherever they went, and are not
+        drawn anew."""
+        self.flush(store)
+        time = now()
+        draws = {node for node in needed(store, time) if node.random}
+        others = {other for node in draws for reference in node.reached if (other := reference()) is not None}
+        reached = [other for other in others if not draws.isdisjoint(needed(other, time))]
+        for other in reached:
+            if other.deferred:
+                raise RuntimeError(
+                    f"deferred: {reader} takes random numbers that went into {other.label}, which is to be drawn later"
+                )
+        for other in reached:
+            self.flush(other)
+            other.become_data(read=True)
+
     def finish(self) -> None:
         """Do all that is still put off."""
         for reference in self.lazy:
@@ -333,6 +359,27 @@ def _fillable(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether what a factory makes can be filled later: complex numbers are not drawn by a distribution."""
     like = args[0].dtype if args and isinstance(args[0], Tensor) else torch.get_default_dtype()
     return _FACTORIES[func][0] in (_aten.zero_.default, _aten.fill_.Scalar) or (kwargs.get("dtype") or like) in DTYPES
+
+
+# Of these only the later arguments say how large the result is.
+_BY_MASK = frozenset({_aten.index.Tensor, _aten.masked_select.default})
+
+
+def _sized(func: Any) -> bool:
+    return torch.Tag.dynamic_output_shape in func.tags
+
+
+def _told(func: Any, args: tuple[Any, ...]) -> list[Any]:
+    """The arguments of which what an operator returns tells Python something, as a number or by its size."""
+    if not (_sized(func) or torch.Tag.data_dependent_output in func.tags):
+        return []
+    tensors = [leaf for leaf in tree_leaves(args[1:] if func in _BY_MASK else args, is_leaf=_is_ref)]
+    tensors = [leaf for leaf in tensors if isinstance(leaf, Tensor) or _is_ref(leaf)]
+    return [t for t in tensors if t.dtype in (torch.bool, torch.uint8)] if func is _aten.index.Tensor else tensors
+
+
+def _is_ref(value: Any) -> bool:
+    return isinstance(value, Ref)
 
 
 def _sound(what: Distribution) -> bool:
