@@ -1,4 +1,4 @@
-"""Builds xinit._C. Everything else is in pyproject.toml.
+"""Builds xinit._C, and says in a wheel's name and requirements which torch it was built with. The rest is in pyproject.toml.
 
 Environment:
   XINIT_CUDA            0 or 1: without or with CUDA. By default with it when torch has CUDA and an nvcc is found; a GPU is
@@ -6,22 +6,32 @@ Environment:
   TORCH_CUDA_ARCH_LIST  the architectures, as for any torch extension, e.g. "8.0;9.0+PTX".
 """
 
+import functools
 import os
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
+# A source distribution fits every torch, so it is made without one; metadata need no compiler, so torch's is not loaded.
+FOR_ANY_TORCH = not {"sdist", "egg_info"}.isdisjoint(sys.argv)
+BUILDS = not FOR_ANY_TORCH and "dist_info" not in sys.argv
 try:
-    import torch
-    from torch.utils import cpp_extension
+    TORCH = metadata.version("torch")
+    if BUILDS:
+        import torch
+        from torch.utils import cpp_extension
 except ImportError:
-    sys.exit(
-        "xinit builds against the torch it will run with: first pip install 'torch>=2.11' setuptools ninja pybind11, "
-        "then pip install --no-build-isolation ."
-    )
+    TORCH = None
+    if not FOR_ANY_TORCH:
+        sys.exit(
+            "xinit builds against the torch it will run with: first pip install 'torch>=2.11' 'setuptools>=77' ninja, "
+            "then pip install --no-build-isolation ."
+        )
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
@@ -29,8 +39,10 @@ DEFAULT_ARCHES = "8.0;8.6;8.9;9.0+PTX"
 
 WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"]
 # Contraction is off: the contract writes every fused multiply-add. Threads come from torch's own OpenMP, so the runtime's
-# symbols are left for the loader to find there; linking a second one would give a second pool of threads.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fopenmp", *WARNINGS]
+# symbols are left for the loader to find there; linking a second one would give a second pool of threads. Without -g0, and
+# the linker's -s, Python's own flags would add 28 MB of what only a debugger reads.
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fopenmp", "-g0", *WARNINGS]
+LINK_FLAGS = ["-s"]
 NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler=-ffp-contract=off"]
 
 
@@ -40,6 +52,7 @@ def find_nvcc():
     return str(nvcc) if nvcc and nvcc.exists() else shutil.which("nvcc")
 
 
+@functools.cache
 def with_cuda():
     """Whether to build for CUDA, and why, printed."""
     nvcc, wanted = find_nvcc(), os.environ.get("XINIT_CUDA")
@@ -74,7 +87,11 @@ def extension():
     macros = [("XINIT_VERSION", f'"{VERSION}"')]
     if not with_cuda():
         return cpp_extension.CppExtension(
-            "xinit._C", sources(".cpp"), define_macros=macros, extra_compile_args=CXX_FLAGS
+            "xinit._C",
+            sources(".cpp"),
+            define_macros=macros,
+            extra_compile_args=CXX_FLAGS,
+            extra_link_args=LINK_FLAGS,
         )
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
     macros += [
@@ -89,10 +106,29 @@ def extension():
         include_dirs=include_dirs,
         library_dirs=library_dirs,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_link_args=LINK_FLAGS,
     )
 
 
-setup(
-    ext_modules=[extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)},
-)
+def minor(version):
+    """2.13 of 2.13.0+cpu."""
+    return ".".join(version.split(".")[:2])
+
+
+class Wheel(bdist_wheel):
+    """Named after the torch it was built with, and cpu or that torch's CUDA. In the build tag: in the version, pip would
+    take it for another version than the source distribution's."""
+
+    def finalize_options(self):
+        device = f"cu{torch.version.cuda.replace('.', '')}" if with_cuda() else "cpu"
+        self.build_number = self.build_number or f"0torch{minor(TORCH)}{device}"
+        super().finalize_options()
+
+
+if BUILDS:
+    build = cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
+    arguments = {"ext_modules": [extension()], "cmdclass": {"build_ext": build, "bdist_wheel": Wheel}}
+else:
+    arguments = {}
+# Another minor release of torch has another ABI.
+setup(install_requires=["torch>=2.11" if FOR_ANY_TORCH else f"torch=={minor(TORCH)}.*"], **arguments)

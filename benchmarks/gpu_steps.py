@@ -25,7 +25,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import xinit
 
-ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = {  # a function's name, but for the underscore, and its arguments
     "uniform": ("uniform", {"a": -0.3, "b": 0.3}),
     "uniform_clamped": ("uniform", {"a": 0.1, "b": 0.7}),
@@ -439,13 +438,16 @@ def sanitizer(device):
         "torch.cuda.synchronize()\n"
     )
     # Without torch's cache every tensor is an allocation of its own, past whose end memcheck sees.
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "PYTHONPATH": str(Path(xinit.__file__).parents[1]),
+    }
     found = {"tools": []}
     for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
         # What torch tries of CUDA's interface, and does without, is none of memcheck's business.
         options = ["--report-api-errors", "no"] * (check == "memcheck")
         command = [tool, "--tool", check, *options, "--error-exitcode", "9", sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         print(check, done.stdout[-300:], flush=True)
         assert done.returncode == 0, f"{check}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         found["tools"].append(check)

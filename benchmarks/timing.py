@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 import timeit
 from functools import partial
@@ -14,11 +13,10 @@ from statistics import median, quantiles
 
 import torch
 
+import xinit
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT))
-
-import xinit  # noqa: E402
 
 ROUNDS = 11
 BUSY = 0.05  # of the machine's processor time taken by others: then a figure means nothing

@@ -14,6 +14,9 @@ namespace py = pybind11;
 namespace xinit {
 namespace {
 
+// What xinit/_load.py looks for in the file, before it is loaded.
+[[gnu::used]] const char kMark[] = "xinit._C " XINIT_VERSION " built with torch " TORCH_VERSION;
+
 py::dict build_info() {
   py::dict info;
   info["version"] = XINIT_VERSION;

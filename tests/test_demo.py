@@ -92,8 +92,3 @@ def test_info_prints_the_build(run: Run) -> None:
     assert status == 0
     printed = dict(line.split(maxsplit=1) for line in output.splitlines())
     assert printed == {name: str(value) for name, value in xinit.build_info().items()}
-
-
-def test_a_command_is_required(run: Run) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run()

@@ -17,7 +17,6 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import xinit
 from xinit import Key
-from xinit.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20262).fold_in("model")
@@ -562,62 +561,6 @@ def test_a_bar_takes_tqdm(model, monkeypatch):
     with pytest.raises(ImportError, match="fingerprint: progress=True takes tqdm, which is not installed"):
         xinit.fingerprint(model, progress=True)
     xinit.fingerprint(model)
-
-
-# ---- the command ----
-
-
-def command(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["xinit", "plan", *arguments])
-    code = main()
-    return code, capsys.readouterr().out
-
-
-def test_the_command_prints_a_models_plan_without_its_memory(monkeypatch, capsys):
-    code, out = command(monkeypatch, capsys, "torch.nn:Linear", "1_000_000", "out_features=2000000", "bias=False")
-    assert code == 0
-    assert out.splitlines()[0] == "Linear, recipe torch"
-    assert "1 parameter, 2,000,000,000,000 elements, 7.3 TiB" in out
-    code, out = command(
-        monkeypatch, capsys, "torch.nn:Linear", "3", "2", "--recipe", "llama", "--only", "*.bias", "--all"
-    )
-    assert (code, out.count("zeros"), "normal" in out) == (0, 1, False)
-
-
-def test_the_command_knows_transformers_configurations(monkeypatch, capsys):
-    pytest.importorskip("transformers")
-    code, out = command(monkeypatch, capsys, "transformers:LlamaConfig")
-    assert code == 0
-    assert out.startswith("LlamaForCausalLM, recipe llama\n")
-    assert "   32  model.layers.{0..31}.self_attn.q_proj.weight " in out
-    assert "291 parameters, 6,738,415,616 elements" in out
-    code, out = command(
-        monkeypatch, capsys, "transformers:GPT2LMHeadModel", "n_layer=2", "n_embd=48", "--skip", "*.bias"
-    )
-    assert code == 0
-    assert out.startswith("GPT2LMHeadModel, recipe gpt2\n")
-    assert "    2  transformer.h.{0..1}.attn.c_proj.weight " in out
-    code, out = command(monkeypatch, capsys, "transformers:T5Config", "num_layers=2")
-    assert code == 1
-    assert "CANNOT: no pattern matches it; it belongs to a T5LayerNorm" in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["torch.nn.Linear"], "torch.nn.Linear is not of the form package.module:Class"),
-        (["torch.nn:Lineal"], "no attribute 'Lineal'"),
-        (["torch.nn:Linear", "3"], "missing 1 required positional argument"),
-        (["no_such_package:Net"], "No module named 'no_such_package'"),
-        (["torch.nn:Linear", "3", "2", "--only", "nothing"], "only='nothing' matches none"),
-        (["builtins:dict"], "dict is neither a torch.nn.Module nor a transformers configuration"),
-        (["torch.nn:Linear", "3", "2", "--recipe", "gpt3"], "invalid choice: 'gpt3'"),
-    ],
-)
-def test_the_command_says_what_is_wrong(monkeypatch, capsys, arguments, words):
-    with pytest.raises(SystemExit, match="2"):
-        command(monkeypatch, capsys, *arguments)
-    assert words in capsys.readouterr().err
 
 
 def test_a_parameter_that_is_empty_by_its_shape_is_no_released_one():

@@ -4,7 +4,14 @@
 :mod:`xinit.init`; the others are torch's.
 """
 
+import sys
 from typing import Any
+
+from xinit import _load, command_line
+
+if command_line.is_running():
+    command_line.parse(sys.argv[1:])  # help and typos need not wait for torch
+_load.load()  # before all that needs xinit._C
 
 from torch.nn.init import (
     _calculate_correct_fan as _calculate_correct_fan,

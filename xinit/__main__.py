@@ -1,5 +1,5 @@
-"""``python -m xinit``: ``demo`` initialises two models and measures them, ``plan`` shows how a recipe would, ``info`` says
-what this build is."""
+"""``xinit``, or ``python -m xinit``: ``demo`` initialises two models and measures them, ``plan`` shows how a recipe would,
+``info`` says what this build is. Errors of the user's are told in one line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ import argparse
 import os
 import sys
 from ast import literal_eval
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from xinit import build_info, demo
+from xinit import Key, build_info, demo
+from xinit.command_line import parse
 from xinit.model import plan
 from xinit.recipes import RECIPES
 
-PLAN = "print what a recipe would do to each parameter of a model, which is built without memory"
-EXAMPLES = """examples:
-  python -m xinit plan transformers:LlamaConfig hidden_size=256 num_hidden_layers=4
-  python -m xinit plan transformers:GPT2LMHeadModel --recipe gpt2 --only '*.c_proj.*'
-  python -m xinit plan torch.nn:Transformer 256 nhead=4
-  python -m xinit plan mypackage.models:Net width=64 --recipe mup --all"""
+
+@contextmanager
+def one_line(doing: str) -> Iterator[None]:
+    """Ends the process with status 2, and what went wrong where: what is named on the command line is the user's own code."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]  # torch adds a stack
+        print(f"xinit: error: {doing}: {reason or type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
 
 
 def value(text: str) -> Any:
@@ -40,9 +47,8 @@ def build(target: str, arguments: list[str]) -> nn.Module:
     classes choose for it.
     """
     module, _, path = target.partition(":")
-    if not path:
-        raise ValueError(f"{target} is not of the form package.module:Class")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.path.append(os.getcwd())  # which python -m has there, and a script has not
     made: Any = import_module(module)
     for part in path.split("."):
         made = getattr(made, part)
@@ -69,45 +75,49 @@ def from_config(config: Any) -> nn.Module:
 
 def print_plan(arguments: argparse.Namespace) -> int:
     """Returns 1 if there are parameters that cannot be initialised, otherwise 0."""
-    model = build(arguments.target, arguments.arguments)
+    with one_line(f"--recipe {arguments.recipe}"):
+        if arguments.recipe not in (None, *RECIPES):
+            raise ValueError(f"there is none of that name, but {', '.join(RECIPES)}")
+    with one_line(arguments.target):
+        model = build(arguments.target, arguments.arguments)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     recipe = arguments.recipe or (kind if kind in RECIPES else "torch")
-    shown = plan(model, recipe, only=arguments.only, skip=arguments.skip)
+    with one_line(f"plan of {type(model).__name__}"):
+        shown = plan(model, recipe, only=arguments.only, skip=arguments.skip)
     print(f"{type(model).__name__}, recipe {recipe}\n")
     print(shown if arguments.all else shown.folded())
     return 1 if shown.problems else 0
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "target", metavar="package.module:Class", help="a model's class, or a transformers configuration's"
-    )
-    parser.add_argument("arguments", nargs="*", metavar="name=value", help="what to construct it with")
-    parser.add_argument("--recipe", choices=RECIPES, help="by default the model's own if there is one, or else torch")
-    parser.add_argument("--only", action="append", metavar="GLOB", help="only the parameters with such a name")
-    parser.add_argument("--skip", action="append", metavar="GLOB", help="but not those with such a name")
-    parser.add_argument("--all", action="store_true", help="a line for each parameter, not one for all layers")
+def show_demo(arguments: argparse.Namespace) -> int:
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with one_line(f"--device {arguments.device}"):
+        torch.empty(0, device=arguments.device)
+    with one_line(f"--seed {arguments.seed}"):
+        Key(arguments.seed)
+    return demo.main(arguments)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m xinit", description="Weight initialisation for PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("info", help="print the version, and what it was built with")
-    demo.add_arguments(commands.add_parser("demo", help=demo.SUMMARY, description=demo.SUMMARY))
-    raw = argparse.RawDescriptionHelpFormatter
-    planner = commands.add_parser("plan", help=PLAN, description=PLAN, epilog=EXAMPLES, formatter_class=raw)
-    add_plan_arguments(planner)
-    arguments = parser.parse_args()
-    if arguments.command == "demo":
-        return demo.main(arguments)
-    if arguments.command == "plan":
-        try:
-            return print_plan(arguments)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            planner.error(str(error))
+def print_info(arguments: argparse.Namespace) -> int:
     for name, text in build_info().items():
         print(f"{name:12}{text}")
     return 0
+
+
+COMMANDS = {"demo": show_demo, "plan": print_plan, "info": print_info}
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    try:
+        status = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # its reader has seen enough: nothing more may be written, nor said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

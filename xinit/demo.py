@@ -1,4 +1,4 @@
-"""``python -m xinit demo``: a GPT-2 and a ResNet built deferred, each kind of layer beside what theory asks of it."""
+"""``xinit demo``: a GPT-2 and a ResNet built deferred, each kind of layer beside what theory asks of it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 import xinit
 
-SUMMARY = (
-    "build a GPT-2 and a ResNet deferred; print what comes out beside theory, and the time of the plain constructors"
-)
 ROUNDS = 3  # of each way in turn; the best counts
 LIMIT = 5.0  # standard errors
 
@@ -138,12 +135,6 @@ def report(rule: Rule, tensors: list[Tensor]) -> tuple[list[str], bool]:
         f"{deviation:+.2f} se" if error else "",
         "ok" if good else "OFF",
     ], good
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of the key from which every weight's own is derived")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--small", action="store_true", help="the same models with few weights")
 
 
 def main(arguments: argparse.Namespace) -> int:
