@@ -76,7 +76,9 @@ def cuda_dirs():
         str(home / lib) for home in homes for lib in ("lib64", "lib") if (home / lib / "libcudart.so").exists()
     ]
     packages = Path(torch.__file__).parent.parent / "nvidia"
-    return [str(d) for d in sorted(packages.glob("cu*/include"))], libraries[:1]
+    # The toolkit's first: its compiler refuses the runtime's headers of another release.
+    headers = [home / "include" for home in homes if (home / "include" / "cuda_runtime.h").exists()]
+    return [str(d) for d in (*headers[:1], *sorted(packages.glob("cu*/include")))], libraries[:1]
 
 
 def sources(*suffixes):
