@@ -287,6 +287,11 @@ def _on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> Non
         modules.parents[submodule] = weakref.ref(module), name
 
 
+def is_deferring() -> bool:
+    """Whether this thread is within a :func:`deferred`."""
+    return getattr(_thread, "modules", None) is not None
+
+
 class Recorded:
     """What a :func:`deferred` context has recorded so far; printed, the table of :class:`xinit.Plan`."""
 

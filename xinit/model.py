@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.distributions import DTYPES, Blocks, Distribution, zeros
+from xinit.guesses import Judge
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
@@ -33,7 +34,7 @@ class Step:
 
     def row(self) -> Row:
         site, method, std = self.site, "", None
-        if self.what is not None and self.writes:
+        if self.what is not None and self.writes and not self.problem:
             drawn = self.writes[:-1] if site.padding is not None else self.writes
             sizes, stds = [math.prod(write.shape) for write in drawn], [write.distribution.std for write in drawn]
             squares = sum(size * std * std for size, std in zip(sizes, stds, strict=True))
@@ -47,33 +48,37 @@ class Rulebook:
 
     def __init__(self, recipe: Recipe, model: nn.Module, op: str) -> None:
         self.op = op
-        self.rules = [(predicate(p, op), value, p) for p, value in rules_of(recipe, model, op)]
-        self.unused: dict[object, str] = {pattern: pattern for _, _, pattern in self.rules if isinstance(pattern, str)}
+        self.rules = [(predicate(p, op), value, p, source) for p, value, source in rules_of(recipe, model, op)]
+        self.unused: dict[object, str] = {p: p for _, _, p, source in self.rules if isinstance(p, str)}
+        self.judge = Judge(model)
 
-    def what(self, site: Site) -> Distribution | Blocks | None:
-        """What the first pattern that matches says; None if there is none."""
+    def what(self, site: Site) -> tuple[Distribution | Blocks | None, str]:
+        """What the first pattern that matches says, and of which built-in recipe it is, or ""; None if there is none."""
         where = site.name, site.parameter, site.module
-        for matches, value, pattern in self.rules:
+        for matches, value, pattern, source in self.rules:
             if matches(*where):
                 self.unused.pop(pattern, None)
                 what = value if isinstance(value, Distribution | Blocks) or not callable(value) else value(*where)
                 if isinstance(what, Distribution | Blocks):
-                    return what
+                    return what, source
                 if what is not None or what is value:
                     raise TypeError(
                         f"{self.op}: a recipe must give a distribution, blocks, or a function of (name, parameter, module) "
                         f"that gives one, but for {site.name} it gives {what!r}"
                     )
-        return None
+        return None, next((source for *_, source in reversed(self.rules) if source), "")
 
     def step(self, site: Site, key: Key) -> Step:
         step = Step(site)
         try:
-            step.what = self.what(site)
+            step.what, source = self.what(site)
             if step.what is not None:
                 step.writes = _writes(site, step.what, key)
+                if source:
+                    step.problem = self.judge.problem(site, step.what, source)
             else:
                 step.problem = f"no pattern matches it; it belongs to a {type(site.module).__name__}"
+                step.problem += self.judge.hint(site, source) if source else ""
         except ValueError as error:
             step.problem = str(error)
         return step
@@ -172,8 +177,9 @@ def init_(
 
     Raises:
         TypeError: for a model, key, recipe or pattern that is none.
-        ValueError: listing all parameters that no pattern matches, or that do not fit their distributions; for an unknown
-            recipe, a pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters; for a ``DTensor`` that
+        ValueError: listing all parameters that no pattern matches, that do not fit their distributions, or to which the model's
+            own init gives a constant that a built-in recipe would change (see :mod:`xinit.recipes`); for an unknown recipe, a
+            pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters; for a ``DTensor`` that
             :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
         RuntimeError: for parameters on the meta device, or whose memory was released.
         NotImplementedError: for other dtypes and layouts; within FSDP's first version, ``FullyShardedDataParallel``.
@@ -202,14 +208,21 @@ def init_(
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
+    for step in steps:
+        if (
+            isinstance(step.what, Distribution)
+            and step.what.name == "constant"
+            and not step.site.parameter.is_inference()
+        ):
+            step.site.parameter.__dict__["_xinit_set"] = step.site.parameter._version  # see xinit.guesses
     return model
 
 
 def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip: Patterns | None = None) -> Plan:
     """What :func:`init_` would do, as a table that prints: for each parameter name, shape, dtype, method and std.
 
-    Nothing is drawn, and nothing changes; parameters may be on the meta device. One that no pattern matches, or that does not fit
-    its distribution, has a row that says so.
+    Nothing is drawn, and nothing changes; parameters may be on the meta device. One that no pattern matches, that does not fit
+    its distribution, or that a built-in recipe must not decide, has a row that says so.
 
     Args:
         model: the model.

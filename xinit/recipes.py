@@ -12,6 +12,13 @@ A recipe is any of
 - a sequence of recipes, of which the earlier go first: ``[{"lm_head.weight": xinit.zeros()}, "llama"]``.
 
 Under every recipe the ``padding_idx`` row of an ``nn.Embedding`` is zero.
+
+The functions below know what architectures have in common: matrices, biases and norms. What they would give a parameter is
+held against what the model itself says, by its ``reset_parameters``, ``_init_weights`` or constructor: one that these make
+constant, or compute, such as the weight of a norm that multiplies by 1 + w, a zero output layer, or ``A_log`` of a state space
+model, is an error that names both values and the line that decides. So is a parameter of no module of ``torch.nn`` whose name
+says nothing, and a norm of another library of which it cannot be told whether it normalises at 1. Of random numbers by other
+random numbers a recipe says nothing: that is what it is for. A pattern of your own is never questioned.
 """
 
 from __future__ import annotations
@@ -45,14 +52,24 @@ Rules = Mapping[Any, Value]
 Recipe = Union[str, Rules, Callable[[nn.Module], "Recipe"], Sequence["Recipe"]]  # noqa: UP007 (it names itself)
 
 
-def rules_of(recipe: Recipe, model: nn.Module, op: str) -> list[tuple[Pattern, Value]]:
-    """The recipe's patterns and values for this model, in the order in which they are tried."""
+class Known(dict[Any, Value]):
+    """The rules of a recipe of this file: general ones, and so to be held against what the model itself says."""
+
+    def __init__(self, recipe: str, rules: Rules) -> None:
+        super().__init__(rules)
+        self.recipe = recipe
+
+
+def rules_of(recipe: Recipe, model: nn.Module, op: str) -> list[tuple[Pattern, Value, str]]:
+    """The recipe's patterns and values for this model, in the order in which they are tried, with the name of the built-in
+    recipe that they are from, or ""."""
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ValueError(f"{op}: unknown recipe {recipe!r}; the known ones are {', '.join(RECIPES)}")
         return rules_of(RECIPES[recipe](), model, op)
     if isinstance(recipe, Mapping):
-        return list(recipe.items())
+        source = recipe.recipe if isinstance(recipe, Known) else ""
+        return [(pattern, value, source) for pattern, value in recipe.items()]
     if isinstance(recipe, Sequence):
         return [rule for part in recipe for rule in rules_of(part, model, op)]
     function: Any = recipe
@@ -72,7 +89,8 @@ def torch() -> Recipe:
     For every module of torch.nn that has parameters: linear and bilinear maps and convolutions are uniform within
     1 / sqrt(fan_in), recurrent weights within 1 / sqrt(hidden_size), embeddings standard normal, attention Xavier uniform, as
     is every matrix inside an ``nn.Transformer``; norms are one and zero. A subclass with a ``reset_parameters`` of its own is
-    left to other patterns. Buffers, such as running statistics, stay as they are.
+    left to other patterns; a bias that the model around it sets to zero, as those of transformers do, is refused:
+    ``[{"*.bias": xinit.zeros()}, "torch"]``. Buffers, such as running statistics, stay as they are.
 
     Source: the ``reset_parameters`` of the modules in ``torch/nn/modules``.
 
@@ -94,7 +112,7 @@ def torch() -> Recipe:
             rule = rule_of(kind)
             return rule and rule(name.rpartition(".")[2], module)
 
-        return {nn.Module: by_module}
+        return Known("torch", {nn.Module: by_module})
 
     return rules
 
@@ -122,8 +140,8 @@ def _matrix(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     return parameter.dim() >= 2
 
 
-def _transformer(rules: Rules, matrix: Distribution) -> Rules:
-    return {nn.Module: _norm, _bias: zeros(), **rules, _matrix: matrix}
+def _transformer(recipe: str, rules: Rules, matrix: Distribution) -> Rules:
+    return Known(recipe, {nn.Module: _norm, _bias: zeros(), **rules, _matrix: matrix})
 
 
 def _any(patterns: Sequence[str], op: str) -> Predicate:
@@ -183,6 +201,7 @@ def gpt2(
             raise ValueError(f"gpt2: no parameter's name matches residual={tuple(residual)}; pass () to scale none")
         depth = depths(model, names, layers)
         return _transformer(
+            "gpt2",
             {
                 is_residual: lambda name, parameter, module: normal(std=std / sqrt(2 * depth(name))),
                 _any(("*.wpe.weight", "*pos*emb*"), "gpt2"): normal(std=std if position_std is None else position_std),
@@ -196,6 +215,9 @@ def gpt2(
 def llama(std: float = 0.02) -> Recipe:
     """Llama: N(0, 0.02²) for every matrix, embedding and output layer, one for the norms, zero for biases if there are any.
 
+    For decoders such as Llama, Mistral, Mixtral, Qwen2 and 3 and DeepSeek. Gemma's norms, of the 1 + w kind, are refused:
+    ``[{"*norm.weight": xinit.zeros()}, "llama"]``.
+
     Args:
         std: of all matrices; a transformers model has its own in ``model.config.initializer_range``.
 
@@ -208,7 +230,7 @@ def llama(std: float = 0.02) -> Recipe:
         >>> [(row.name, row.method, row.std) for row in xinit.plan(model, xinit.recipes.llama()).rows]
         [('wq.weight', 'normal', 0.02), ('norm.weight', 'ones', 0.0)]
     """
-    return _transformer({}, normal(std=std))
+    return _transformer("llama", {}, normal(std=std))
 
 
 def vit(std: float = 0.02, bound: float = 2.0) -> Recipe:
@@ -230,7 +252,7 @@ def vit(std: float = 0.02, bound: float = 2.0) -> Recipe:
         >>> round(model.weight.std().item(), 4), bool((model.weight.abs() <= 0.04).all())
         (0.0176, True)
     """
-    return _transformer({_any(("*mask_token",), "vit"): zeros()}, trunc_normal(std=std, a=-bound, b=bound))
+    return _transformer("vit", {_any(("*mask_token",), "vit"): zeros()}, trunc_normal(std=std, a=-bound, b=bound))
 
 
 OUTPUTS = (
@@ -305,13 +327,14 @@ def mup(
                 f"mup: {', '.join(shared)} is tied to an embedding, and no scale is right for both: untie them, or multiply the "
                 f"model's outputs by 1 / width and pass recipes.mup(tied=True)"
             )
-        return {
+        patterns: Rules = {
             nn.Module: _norm,
             _bias: zeros(),
             embedding: normal(std=embedding_std),
             is_output: output,
             _matrix: weight,
         }
+        return Known("mup", patterns)
 
     return rules
 

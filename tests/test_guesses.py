@@ -1,0 +1,278 @@
+"""What a recipe gives is held against the model's own init: nothing that this makes constant, or computes, is lost unsaid."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from architectures import build, classes, held_against
+from torch import nn
+
+import xinit
+from xinit import Key, recipes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+KEY = Key(20262).fold_in("guesses")
+
+
+def problems(model, recipe, **selection):
+    return {row.name: row.problem for row in xinit.plan(model, recipe, **selection).problems}
+
+
+def unchanged(model, error, use):
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=error):
+        use()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+# ---- transformers ----
+
+FAMILIES = {
+    "LlamaForCausalLM": ("llama", {"llama", "gpt2", "vit"}),
+    "GPT2LMHeadModel": ("gpt2", {"llama", "gpt2", "vit"}),
+    "ViTForImageClassification": ("vit", {"llama", "gpt2", "vit"}),
+    "BertForMaskedLM": ("bert", {"llama", "gpt2", "vit"}),
+    "T5ForConditionalGeneration": ("t5", {"llama", "gpt2", "vit"}),
+    "MixtralForCausalLM": ("mixtral", {"llama", "gpt2", "vit"}),
+    "Gemma2ForCausalLM": ("gemma2", set()),
+    "Gemma3ForCausalLM": ("gemma3", set()),
+    "Qwen3NextForCausalLM": ("qwen3_next", set()),
+    "MambaForCausalLM": ("mamba", set()),
+    "xLSTMForCausalLM": ("xlstm", set()),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", {"llama", "gpt2", "vit"}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("empty", [False, True], ids=["built", "to_empty"])
+def test_no_recipe_loses_what_the_models_own_init_makes_constant(name, empty):
+    """``python tests/architectures.py`` does this for all of them."""
+    pytest.importorskip("transformers")
+    family, good = FAMILIES[name]
+    report = held_against(build(classes(family)[name]), empty=empty)
+    done = {recipe: found for recipe, found in report.items() if "error" not in found}
+    assert len(done) >= 5
+    for recipe, found in done.items():
+        assert found["wrong"] == {}, recipe
+        assert found["constant"] > 0
+        refused = found["refused constant"] + found["refused computed"] + len(found["refused random"])
+        if recipe in good:  # the families that a recipe is for, it does without a word
+            assert refused + found["unmatched"] == 0, recipe
+        elif not good:
+            assert refused > 0, recipe
+
+
+def transformer(name, **options):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
+    config = getattr(transformers, name + ("TextConfig" if name == "Gemma3" else "Config"))(**sizes | options)
+    return getattr(transformers, name + "ForCausalLM"), config
+
+
+@pytest.mark.parametrize("name", ["Gemma", "Gemma2", "Gemma3"])
+def test_the_line_of_the_error_makes_gemma_right(name):
+    kind, config = transformer(name)
+    model = kind(config)
+    norms = [n for n, _ in model.named_parameters() if "norm" in n]
+    unchanged(model, r"llama would give ones, its own init zeros", lambda: xinit.init_(model, "llama", KEY))
+    assert set(problems(model, "llama")) == set(norms)
+    problem = problems(model, "llama")["model.layers.1.input_layernorm.weight"]
+    assert "put {'model.layers.*.input_layernorm.weight': xinit.zeros()}, or what you want, before llama" in problem
+    xinit.init_(model, [{"*norm.weight": xinit.zeros()}, "llama"], KEY)
+    assert not any(p.any() for n, p in model.named_parameters() if n in norms)
+    xinit.init_(model, [{"*norm.weight": xinit.constant(0.5)}, "llama"], KEY)  # what is explicit is done
+    with torch.device("meta"):
+        empty = kind(config)
+    assert set(problems(empty, "llama")) == set(norms)
+    assert set(problems(empty.to_empty(device="cpu"), "llama")) == set(norms)
+    with xinit.deferred():
+        later = kind(config)
+    assert set(problems(later, "llama")) == set(norms)
+    wrapped = nn.ModuleDict({"lm": nn.DataParallel(model), "head": nn.Linear(3, 2)})
+    assert set(problems(wrapped, "llama")) == {f"lm.{name}" for name in norms}
+
+
+def test_mambas_and_xlstms_values_are_kept_by_the_line_of_the_error():
+    kind, config = transformer("Mamba", state_size=4)
+    model = kind(config)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    found = problems(model, "llama")
+    assert {name.rpartition("mixer.")[2] for name in found} == {"A_log", "D", "dt_proj.bias"}
+    assert "skip='backbone.layers.*.mixer.A_log' leaves it as it is" in found["backbone.layers.0.mixer.A_log"]
+    assert "its own init ones: put {'backbone.layers.*.mixer.D': xinit.ones()}" in found["backbone.layers.0.mixer.D"]
+    xinit.init_(model, "llama", KEY, skip=["*.A_log", "*.D", "*.dt_proj.bias"])
+    kept = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert kept == {name for name in before if name in found or "norm" in name or "conv1d.bias" in name}
+
+
+def test_asking_the_models_code_takes_no_random_numbers_and_changes_nothing():
+    kind, config = transformer("Mamba", state_size=4)
+    model = kind(config)
+    flags = [(module, dict(vars(module))) for module in model.modules()]
+    buffers = [b.clone() for b in model.buffers()]
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002 (what other code may use)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert problems(model, "llama")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # noqa: NPY002
+    assert all(vars(module) == held for module, held in flags)
+    assert all(torch.equal(b, old) for b, old in zip(model.buffers(), buffers, strict=True))
+
+
+def test_code_that_raises_only_means_that_nothing_is_known():
+    kind, config = transformer("Llama")
+
+    class Broken(kind):
+        built = False
+
+        def __init__(self, config):
+            if Broken.built:
+                raise RuntimeError("only once")
+            super().__init__(config)
+            Broken.built = True
+
+        def _init_weights(self, module):
+            if Broken.built:
+                raise RuntimeError("not now")
+
+    model = Broken(config)
+    assert problems(model, "llama") == {}  # its norms are seen to be norms
+
+
+# ---- models of one's own ----
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, start=1.0):
+        super().__init__()
+        self.weight, self.start = nn.Parameter(torch.full((width,), start)), start
+
+    def forward(self, x):
+        scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return scaled * (self.weight + 1 - self.start)
+
+
+class LayerNorm2d(RMSNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class UnclearNorm(RMSNorm):
+    def forward(self, x, residual):
+        return super().forward(x + residual)
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, LayerNorm2d])
+def test_a_norm_of_ones_own_is_asked_where_it_normalises(kind):
+    def model():
+        return nn.ModuleDict({"norm": kind(8), "lm_head": nn.Linear(8, 8)})
+
+    with torch.device("meta"):
+        empty = model().to_empty(device="cpu")
+    for each in (model(), empty):
+        xinit.init_(each, "llama", KEY)
+        assert each["norm"].weight.tolist() == [1] * 8
+    found = problems(nn.ModuleDict({"norm": kind(8, 0.0)}), "llama")
+    assert "norm at zeros: put {'norm.weight': xinit.zeros()}" in found["norm.weight"]
+
+
+def test_a_norm_that_cannot_be_asked_is_taken_as_it_is_or_refused():
+    assert problems(nn.ModuleDict({"norm": UnclearNorm(8)}), "llama") == {}  # ones are what it holds
+    found = problems(nn.ModuleDict({"norm": UnclearNorm(8, 0.0)}), "llama")
+    assert (
+        "it cannot be told whether this UnclearNorm is then a norm: put {'norm.weight': xinit.ones()}"
+        in found["norm.weight"]
+    )
+
+
+class Mixer(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, 5).repeat(width, 1)))
+        self.layer_scale = nn.Parameter(torch.full((width, 1, 1), 1e-6))
+        self.pos_embed = nn.Parameter(torch.randn(1, 4, width))
+        self.in_proj = nn.Linear(width, width)
+
+
+def test_a_bare_parameter_is_decided_only_if_it_has_a_familiar_name():
+    with torch.device("meta"):
+        empty = Mixer()
+    for model in (Mixer(), empty.to_empty(device="cpu")):
+        for recipe in ("llama", "vit", recipes.gpt2(residual=())):
+            found = problems(model, recipe)
+            assert set(found) == {"A_log", "layer_scale"}
+            assert "does not know A_log of a Mixer" in found["A_log"]
+        xinit.init_(model, [{"A_log": xinit.uniform(0, 1), "layer_scale": xinit.constant(1e-6)}, "llama"], KEY)
+
+
+def test_what_was_set_to_a_constant_is_not_drawn_over():
+    model = nn.ModuleDict({"in": nn.Linear(8, 8), "lm_head": nn.Linear(8, 8)})
+    nn.init.zeros_(model["lm_head"].weight)
+    nn.init.constant_(model["lm_head"].bias, -4.6)
+    found = problems(model, "llama")
+    assert "it was set to zeros: put {'lm_head.weight': xinit.zeros()}" in found["lm_head.weight"]
+    assert "xinit.constant(-4.6)" in found["lm_head.bias"]
+    unchanged(model, "it was set to constant -4.6", lambda: xinit.init_(model, "llama", KEY))
+    # But what a recipe has set, another one may set.
+    xinit.init_(model, {"*": xinit.zeros()}, KEY)
+    xinit.init_(model, "llama", KEY)
+    assert model["lm_head"].weight.std() > 0
+    empty = nn.Linear(300, 300, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        empty.weight.data.zero_()  # as fresh memory is
+    assert problems(empty, "llama") == {}
+
+
+def test_reset_parameters_and_init_weights_of_ones_own_are_asked():
+    class Gate(nn.Linear):
+        def reset_parameters(self):
+            nn.init.zeros_(self.weight)
+            nn.init.constant_(self.bias, -2.0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head, self.gate = nn.Embedding(4, 8), nn.Linear(8, 8), Gate(8, 8)
+            self.apply(self._init_weights)
+
+        def _init_weights(self, module):
+            if type(module) is nn.Linear:
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.ones_(module.bias)
+
+    with torch.device("meta"):
+        empty = Net().to_empty(device="cpu")
+    for model in (Net(), empty):
+        assert set(problems(model, "llama")) == {"head.bias", "gate.weight", "gate.bias"}
+        assert "its own init constant -2" in problems(model, "llama")["gate.bias"]
+
+
+def test_lora_is_not_known():
+    adapted = nn.ModuleDict(
+        {"base_layer": nn.Linear(8, 8), "lora_B": nn.ModuleDict({"default": nn.Linear(2, 8, bias=False)})}
+    )
+    assert set(problems(nn.ModuleDict({"q_proj": adapted}), "llama")) == {"q_proj.lora_B.default.weight"}
+
+
+def test_layers_that_look_alike_are_asked_first_and_last():
+    class Block(nn.Linear):
+        def __init__(self, index):
+            super().__init__(4, 4)
+            self.index = index
+
+        def reset_parameters(self):
+            super().reset_parameters()
+            if getattr(self, "index", 0) == 5:
+                nn.init.zeros_(self.weight)
+
+    with torch.device("meta"):
+        model = nn.ModuleDict({"h": nn.ModuleList(Block(i) for i in range(6))}).to_empty(device="cpu")
+    assert set(problems(model, "llama")) == {"h.5.weight"}

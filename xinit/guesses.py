@@ -1,0 +1,187 @@
+"""Whether what a built-in recipe gives a parameter is more than a guess: held against what the model itself says of it.
+
+A recipe knows matrices, biases and norms. Where the model's own init makes a parameter constant, or computes it, the recipe may
+only give the same; where the model says nothing, only what has a familiar place and name is the recipe's to decide.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from xinit.accelerate import plain
+from xinit.distributions import Blocks, Distribution
+from xinit.own_init import Own, OwnInit
+from xinit.plans import describe
+from xinit.sites import Site
+from xinit.torch_modules import rule_of
+
+# What matrices of transformers are called when they are parameters of no module that says what they are.
+_MATRIX = re.compile(
+    r"w[qkvo]?\d?|(\w+_)?(weights?|proj|kernel)|(\w+_)?(q|k|v|query|queries|keys?|values?|latents?)|w[tp]e"
+    r"|\w*(token|tok|pos|emb)(s|ed|eds|edding|eddings|ition|itions)?(_\w+)?|\w*rel(ative)?_\w*(bias|pos|attn)\w*"
+)
+_BIAS = re.compile(r"(\w+_)?bias(_\w+)?")
+_LORA = re.compile(r"(.*\.)?lora_\w+(\..*)?")
+
+
+class Judge:
+    """Says what speaks against a recipe's guesses for one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.own = OwnInit(model)
+
+    def problem(self, site: Site, what: Distribution | Blocks, recipe: str) -> str:
+        """Why the recipe must not decide this parameter; "" if it may."""
+        if not isinstance(what, Distribution) or not site.parameter.numel():
+            return ""
+        if _LORA.fullmatch(site.name):
+            return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
+        would = f"{recipe} would give {_words(what)}"
+        what = what.resolve(tuple(site.parameter.shape))
+        own, complete = self.own.of(site.parameter)
+        if own is not None and not agrees(own, what):
+            return f"{would}, its own init {own}: {_way_out(site, own, recipe)}"
+        if complete:
+            return ""
+        held = _held(site.parameter)
+        if held is not None and held == _constant(what):
+            return ""
+        if held is not None and _written(site.parameter):
+            there = Own(Distribution("constant", (held,)))
+            return f"{would}, and it was set to {there}: {_way_out(site, there, recipe)}"
+        return "" if own is not None else self._unfamiliar(site, what, recipe)
+
+    def hint(self, site: Site, recipe: str) -> str:
+        """What is known of a parameter that the recipe has no pattern for."""
+        own = self.own.of(site.parameter)[0]
+        return "" if own is None else f"; its own init {own}: {_way_out(site, own, recipe)}"
+
+    def _unfamiliar(self, site: Site, what: Distribution, recipe: str) -> str:
+        leaf = site.name.rpartition(".")[2]
+        kind: Any = type(site.module)
+        rule: Any = rule_of(kind)
+        if rule is not None and rule(leaf, site.module) is not None:
+            return ""
+        constant = _constant(what)
+        if constant == 1.0:
+            at = identity(site.module, leaf)
+            if at == 1.0:
+                return ""
+            if at == 0.0:
+                own = Own(Distribution("constant", (0.0,)))
+                return f"{recipe} would give ones, and this {kind.__name__} is a norm at zeros: {_way_out(site, own, recipe)}"
+            return (
+                f"{recipe} would give ones, and it cannot be told whether this {kind.__name__} is then a norm: put "
+                f"{{{glob(site.name)!r}: xinit.ones()}} before {recipe} if it is, or skip= it"
+            )
+        known = _BIAS if constant is not None and site.parameter.dim() < 2 else _MATRIX
+        if known.fullmatch(leaf) or (constant is not None and _MATRIX.fullmatch(leaf)):
+            return ""
+        return (
+            f"{recipe} does not know {leaf} of a {kind.__name__}, which is no module of torch.nn: put "
+            f"{{{glob(site.name)!r}: ...}} before {recipe}, or skip= it"
+        )
+
+
+def agrees(own: Own, what: Distribution) -> bool:
+    """Whether one may stand for the other: the same constant, or random numbers around the same mean."""
+    value, constant = own.constant, _constant(what)
+    if value is not None:
+        return constant is not None and math.isclose(value, constant, rel_tol=1e-6)
+    if own.distribution is None:
+        return own.random and constant is None
+    mean = 0.0 if constant is None else constant
+    return abs(_mean(own.distribution) - mean) <= own.distribution.std
+
+
+def _constant(what: Distribution) -> float | None:
+    return None if what.std else _mean(what)
+
+
+def _mean(what: Distribution) -> float:
+    return sum(what.parameters) / 2 if what.name == "uniform" else what.parameters[0]
+
+
+def glob(name: str) -> str:
+    """A pattern for the parameter, and for those of the other layers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _words(what: Distribution) -> str:
+    return describe(what) + (f" of std {what.std:.3g}" if what.name != "constant" and not what.fan else "")
+
+
+def _skip(site: Site) -> str:
+    return f"skip={glob(site.name)!r} leaves it as it is"
+
+
+def _way_out(site: Site, own: Own, recipe: str) -> str:
+    if own.distribution is None:
+        return f"{_skip(site)}, or put a pattern of yours before {recipe}"
+    name, values = own.distribution.name, ", ".join(f"{value:g}" for value in own.distribution.parameters)
+    call = {"constant 0": "zeros()", "constant 1": "ones()"}.get(
+        f"{name} {values}", f"{ {'truncated_normal': 'trunc_normal'}.get(name, name) }({values})"
+    )
+    return f"put {{{glob(site.name)!r}: xinit.{call}}}, or what you want, before {recipe}"
+
+
+def _held(parameter: nn.Parameter) -> float | None:
+    """The value of all elements of a real, plain parameter, if they have the same and are more than one."""
+    if not plain(parameter) or parameter.is_meta or parameter.is_inference() or parameter.numel() < 2:
+        return None
+    if parameter.layout is not torch.strided or parameter.untyped_storage().nbytes() == 0:
+        return None
+    with torch.no_grad():
+        ends = parameter.as_strided(
+            (2,), (sum((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True)),)
+        )
+        first, last = ends.tolist()
+        if first != last or isinstance(first, complex) or not bool((parameter == first).all()):
+            return None
+    return float(first)
+
+
+def _written(parameter: nn.Parameter) -> bool:
+    """Whether somebody wrote it, and it was not a recipe: memory of ``to_empty`` may be constant too."""
+    return parameter._version > 0 and parameter.__dict__.get("_xinit_set") != parameter._version
+
+
+def identity(module: nn.Module, leaf: str) -> float | None:
+    """The value of a norm's weight at which it only normalises: 1, or 0 if it is of the (1 + w) kind.
+
+    None if that cannot be told, or it is none. It is called, in float32 on the CPU, with both.
+    """
+    parameter = module._parameters[leaf]
+    if parameter is None or parameter.dim() != 1 or len(parameter) < 2:
+        return None
+    found = [value for value in (1.0, 0.0) if _normalises(module, leaf, value)]
+    return found[0] if len(found) == 1 else None
+
+
+def _normalises(module: nn.Module, leaf: str, value: float) -> bool:
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["training"] = True
+    twin.__dict__["_buffers"] = {n: b if b is None else torch.zeros(b.shape) for n, b in module._buffers.items()}
+    twin.__dict__["_parameters"] = {
+        name: p if p is None else nn.Parameter(torch.full(p.shape, value if name == leaf else 0.0))
+        for name, p in module._parameters.items()
+    }
+    width = len(module._parameters[leaf])  # type: ignore[arg-type]
+    with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
+        for shape in ((4, width), (4, width, 3, 3)):
+            # Neither of mean 0 nor of unit variance, along any axis; the same in every run.
+            x = 3 * torch.sin(torch.arange(1.0, math.prod(shape) + 1) * 2.7).reshape(shape) + 0.2
+            try:
+                y: Any = type(module).forward(twin, x)
+            except Exception:  # whatever a module of others raises
+                continue
+            if isinstance(y, Tensor) and y.shape == x.shape and y.is_floating_point():
+                return abs(y.float().square().mean().sqrt().item() - 1) < 0.1
+    return False

@@ -1,0 +1,287 @@
+"""What a model's own code initialises its parameters to: its methods and its constructor, run again on a copy without memory."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from xinit.accelerate import plain
+from xinit.deferred import deferred, is_deferring
+from xinit.distributions import Distribution
+from xinit.keys import Key
+from xinit.materialize import materialize_
+from xinit.plans import describe
+from xinit.simplify import Record
+from xinit.writes import canonical_name
+
+_SMALL = 1 << 16  # elements: what is computed, rather than drawn, is looked at up to this size
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a parameter's own init gives.
+
+    Attributes:
+        distribution: of all of it, or of most; None if it is computed.
+        random: whether random numbers go into it.
+        ops: the names of the operators that compute it.
+    """
+
+    distribution: Distribution | None
+    random: bool = False
+    ops: tuple[str, ...] = ()
+
+    @property
+    def constant(self) -> float | None:
+        """The value that all of its elements have, if they have the same."""
+        what = self.distribution
+        return what.parameters[0] if what is not None and what.name == "constant" else None
+
+    def __str__(self) -> str:
+        if self.distribution is not None:
+            std = "" if self.constant is not None else f" of std {self.distribution.std:.3g}"
+            return describe(self.distribution) + std
+        drawn = "draws it by" if self.random else "computes it by"
+        return f"{drawn} {', '.join(self.ops)}" if self.ops else "gives it values of its own"
+
+
+class OwnInit:
+    """What is known of a model's own initialisation, by parameter.
+
+    Its code runs once, when it is first asked for: ``reset_parameters`` and ``_init_weights`` on a copy of the model without
+    memory, and a constructor of transformers where these leave something out. No random number is taken, and an error in that
+    code only means that nothing is known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._known: dict[int, Own] | None = None
+        self._theirs: dict[int, tuple[nn.Module, str]] = {}  # the parameters of models of transformers
+        self._built: dict[int, dict[str, Own]] = {}
+
+    def of(self, parameter: nn.Parameter) -> tuple[Own | None, bool]:
+        """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
+        if (record := parameter.__dict__.get("_xinit_record")) is not None and parameter.is_meta:
+            return own_of(record), True
+        if is_deferring():
+            return None, False
+        if self._known is None:
+            self._known = _by_methods(self.model)
+            self._theirs = {
+                id(parameter): (module, canonical_name(name))
+                for module in pretrained(self.model)
+                for name, parameter in module.named_parameters()
+            }
+        own, place = self._known.get(id(parameter)), self._theirs.get(id(parameter))
+        if own is None and place is not None:
+            module, name = place
+            if id(module) not in self._built:
+                self._built[id(module)] = _rebuilt(module)
+            own = self._built[id(module)].get(name)
+        return own, own is not None and place is not None
+
+
+def own_of(record: Record) -> Own | None:
+    """What a record says; None if the whole of it was never written."""
+    parts, store = record.parts, record.ref.store
+    if parts is not None:
+        if not parts or parts[0].shape != record.ref.size:
+            return None
+        constants = {part.distribution.parameters[0] for part in parts if part.distribution.name == "constant"}
+        drawn = [part.distribution for part in parts if part.distribution.name != "constant"]
+        if drawn:
+            return Own(drawn[0], random=True)
+        if len(constants) == 1:
+            return Own(parts[0].distribution)
+        return Own(None, ops=tuple(describe(part.distribution) for part in parts))
+    ops = tuple(dict.fromkeys(node.func.overloadpacket.__name__ for node in store.until(record.time)))
+    return Own(None, store.random, ops)
+
+
+def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
+    """The same, but for what was computed to be one number."""
+    if own is None or own.distribution is not None or own.random or parameter.numel() > _SMALL:
+        return own
+    holder = nn.Module()
+    holder.register_parameter("parameter", parameter)
+    materialize_(holder, key=Key(0))
+    values = parameter.detach()
+    first = values.flatten()[0]
+    return Own(Distribution("constant", (float(first),))) if bool((values == first).all()) else own
+
+
+def pretrained(model: nn.Module) -> Iterator[nn.Module]:
+    """The models of transformers in it, without those that are parts of others."""
+    # By the class: a wrapper may pass attributes on.
+    if (
+        hasattr(type(model), "initialize_weights")
+        and hasattr(type(model), "_init_weights")
+        and hasattr(model, "config")
+    ):
+        yield model
+    else:
+        for child in model.children():
+            yield from pretrained(child)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """For code that is run to see what it would do: no warnings, no mode, no generator sees anything of it."""
+    numpy: Any = sys.modules.get("numpy")
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        states = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
+        try:
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            yield
+        finally:
+            random.setstate(states[0])
+            torch.set_rng_state(states[1])
+            if numpy:
+                numpy.random.set_state(states[2])
+
+
+def _by_methods(model: nn.Module) -> dict[int, Own]:
+    """What the model's methods write, by the ids of the model's parameters."""
+    methods = [*_methods(model)]
+    if not methods:
+        return {}
+    try:
+        with _apart():
+            with deferred():
+                twins = _Twins()
+                twins.module(model)
+                for module, method in methods:
+                    method(twins.module(module))
+            return _looked({key: p for key, p in twins.parameters.items()})
+    except Exception:  # whatever a method of others raises
+        return {}
+
+
+def _looked(parameters: dict[Any, nn.Parameter]) -> dict[Any, Own]:
+    found = ((key, p, p.__dict__.get("_xinit_record")) for key, p in parameters.items())
+    owns = {key: _look(p, own_of(record)) for key, p, record in found if record is not None}
+    return {key: own for key, own in owns.items() if own is not None}
+
+
+def _rebuilt(module: nn.Module) -> dict[str, Own]:
+    """What the constructor of a model of transformers writes, by name."""
+    try:
+        with _apart():
+            with deferred():
+                built = type(module)(copy.deepcopy(module.config))
+            return _looked({canonical_name(n): p for n, p in built.named_parameters(remove_duplicate=False)})
+    except Exception:
+        return {}
+
+
+def _methods(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any], object]]]:
+    """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor."""
+    theirs = list(pretrained(model))
+    inside = {id(part) for module in theirs for part in module.modules()}
+    others = [module for module in model.modules() if id(module) not in inside]
+    for module in reversed(others):
+        if _callable(module, "reset_parameters", 0):
+            yield module, lambda twin: twin.reset_parameters()
+    for module in reversed(others):
+        if _callable(module, "_init_weights", 1):
+            yield module, lambda twin: twin.apply(twin._init_weights)
+    for module in theirs:
+        yield module, lambda twin: twin.initialize_weights()
+
+
+def _callable(module: nn.Module, name: str, arguments: int) -> bool:
+    """Whether a class has a method of that name with so many arguments, which is none of torch's."""
+    method = getattr(type(module), name, None)
+    if method is None or method.__module__.startswith("torch."):
+        return False
+    try:
+        inspect.signature(method).bind(module, *(module,) * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+class _Twins:
+    """Copies of modules and of what they hold, whose parameters are those of a :func:`deferred` context."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[int, nn.Parameter] = {}
+        self._modules: dict[int, nn.Module] = {}
+
+    def module(self, module: nn.Module) -> nn.Module:
+        twin = self._modules.get(id(module))
+        if twin is not None:
+            return twin
+        twin = self._modules[id(module)] = object.__new__(type(module))
+        held = module.__dict__
+        twin.__dict__.update(held)
+        twin.__dict__.pop("_is_hf_initialized", None)
+        twin.__dict__.update(
+            _parameters=dict.fromkeys(module._parameters),
+            _buffers={name: self.tensor(buffer) for name, buffer in module._buffers.items()},
+            _modules=self.children(module),
+        )
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                nn.Module.register_parameter(twin, name, self.parameter(parameter))
+        for name, value in held.items():
+            if isinstance(value, Tensor | nn.Module):
+                twin.__dict__[name] = self.value(value)
+            elif type(value) in (list, tuple) and name not in ("_parameters", "_buffers", "_modules"):
+                twin.__dict__[name] = type(value)(map(self.value, value))
+        return twin
+
+    def children(self, module: nn.Module) -> dict[str, nn.Module | None]:
+        """Of layers that look alike only the first and the last; the others are taken to be as the first."""
+        children = module._modules
+        if isinstance(module, nn.ModuleList) and len(children) > 2:
+            alike: dict[Any, list[nn.Module]] = {}
+            for child in filter(None, children.values()):
+                shapes = tuple((name, p.shape) for name, p in child.named_parameters())
+                alike.setdefault((type(child), shapes), []).append(child)
+            for first, *others in alike.values():
+                for other in others[:-1]:
+                    if id(other) not in self._modules:
+                        self._stand_in(self.module(first), first, other)
+        return {name: child and self.module(child) for name, child in children.items()}
+
+    def _stand_in(self, twin: nn.Module, module: nn.Module, other: nn.Module) -> None:
+        self._modules[id(other)] = twin
+        for one, two in zip(module.parameters(), other.parameters(), strict=True):
+            self.parameters.setdefault(id(two), self.parameters[id(one)])
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        return self.tensor(value) if isinstance(value, Tensor) else value
+
+    def tensor(self, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or isinstance(tensor, nn.Parameter):
+            return tensor if tensor is None else self.parameter(tensor)
+        if plain(tensor) and tensor.numel() <= _SMALL and not tensor.is_meta:
+            return tensor.detach().clone()
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    def parameter(self, parameter: nn.Parameter) -> nn.Parameter:
+        twin = self.parameters.get(id(parameter))
+        if twin is None:
+            floating = parameter.dtype.is_floating_point or parameter.dtype.is_complex
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            twin = self.parameters[id(parameter)] = nn.Parameter(empty, requires_grad=floating)
+        return twin
