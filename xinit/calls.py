@@ -68,7 +68,7 @@ def _fill_shard(
     parts = pieces(tensor, op.__name__)
     source, state = generator, None
     if key is None and len(parts) > 1:  # all of them take the key that one draw gives
-        source = generator if generator is not None else _default_generator(tensor.device)
+        source = generator if generator is not None else default_generator(tensor.device)
         state = source.get_state()
     for i, (part, where) in enumerate(parts):
         if i and source is not None and state is not None:
@@ -77,7 +77,7 @@ def _fill_shard(
     torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
 
 
-def _default_generator(device: torch.device) -> Generator:
+def default_generator(device: torch.device) -> Generator:
     if device.type == "cpu":
         return torch.default_generator
     generator: Generator = torch.get_device_module(device).default_generators[device.index]

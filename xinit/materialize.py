@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
+from xinit.buffers import known_unwritten, mark_unwritten
 from xinit.keys import Key
 from xinit.ranks import Ranks, offloaded
 from xinit.record import Node, Ref, ordinary_tensors, purge, store_of, version_of
@@ -215,7 +216,7 @@ def _materialize_(
         torch._C._swap_tensor_impl(tensor, value)
         target.tensor.__dict__.pop("_xinit_record", None)
         if not target.written():
-            target.tensor.__dict__["_xinit_unwritten"] = version_of(target.tensor)
+            mark_unwritten(target.tensor)
     for module in model.modules():
         module.__dict__.pop("_xinit_records", None)
         module.__dict__.pop("_xinit_held", None)
@@ -334,6 +335,6 @@ def audit(model: nn.Module) -> Audit:
         canonical = canonical_name(name)
         if canonical in problems:
             rows.append((canonical, problems[canonical]))
-        elif tensor.__dict__.get("_xinit_unwritten", -1) == version_of(tensor):
+        elif known_unwritten(tensor):
             rows.append((canonical, "never written"))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from xinit.buffers import Buffers, buffers_of
 from xinit.distributions import DTYPES, Blocks, Distribution, zeros
 from xinit.guesses import Judge
 from xinit.keys import Key
@@ -19,7 +21,7 @@ from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
 from xinit.recipes import Recipe, rules_of
 from xinit.sharding import is_sharded, local_of, pieces
-from xinit.sites import Patterns, Site, predicate, selected, sites_of, some
+from xinit.sites import Patterns, Site, predicate, selected, sites_of, skips, some
 from xinit.writes import Write, bar_of, fill_writes_, writes_of
 
 
@@ -168,7 +170,7 @@ def init_(
         key: the model's; each parameter uses ``key.fold_in(name)``, its name being without wrappers' parts.
         only: the parameters to fill, which get the bits that they would get among all: a glob on names, a module type, a
             predicate ``(name, parameter, module) -> bool``, or several of these. A tied parameter goes by any of its names.
-        skip: the parameters to leave as they are, likewise.
+        skip: the parameters to leave as they are, likewise; and, by globs and module types, buffers.
         progress: show a bar, with tqdm.
         check: whether the ranks first compare their keys, in one small all-reduce.
 
@@ -185,6 +187,9 @@ def init_(
         NotImplementedError: for other dtypes and layouts; within FSDP's first version, ``FullyShardedDataParallel``.
         ImportError: for ``progress`` without tqdm.
 
+    Warns:
+        UserWarning: of buffers that may be raw memory.
+
     Example:
         >>> import torch, xinit
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -199,7 +204,7 @@ def init_(
     every = _sites(model, "init_")
     if check:  # first, or a rank with an error of its own would leave the others waiting
         Ranks((site.parameter for site in every), "init_").check_key(key)
-    sites = selected(every, only, skip, "init_")
+    sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(model)))
     _check_memory("init_", sites)
     rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]
@@ -207,6 +212,7 @@ def init_(
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
+    buffers = Buffers(model, every, sites, skips(skip, "init_"), key)
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
     for step in steps:
         if (
@@ -215,6 +221,12 @@ def init_(
             and not step.site.parameter.is_inference()
         ):
             step.site.parameter.__dict__["_xinit_set"] = step.site.parameter._version  # see xinit.guesses
+    if raw := buffers.write():
+        warnings.warn(
+            f"init_: {some(raw, 'buffer')}, which nothing has written to since to_empty() or the like, may hold what the "
+            f"memory held: set them, name them in skip= if they are right, or build the model within xinit.deferred()",
+            stacklevel=2,
+        )
     return model
 
 

@@ -90,7 +90,7 @@ def torch() -> Recipe:
     1 / sqrt(fan_in), recurrent weights within 1 / sqrt(hidden_size), embeddings standard normal, attention Xavier uniform, as
     is every matrix inside an ``nn.Transformer``; norms are one and zero. A subclass with a ``reset_parameters`` of its own is
     left to other patterns; a bias that the model around it sets to zero, as those of transformers do, is refused:
-    ``[{"*.bias": xinit.zeros()}, "torch"]``. Buffers, such as running statistics, stay as they are.
+    ``[{"*.bias": xinit.zeros()}, "torch"]``.
 
     Source: the ``reset_parameters`` of the modules in ``torch/nn/modules``.
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -16,6 +17,7 @@ from xinit.writes import canonical_name
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 Pattern = str | type[nn.Module] | Predicate
 Patterns = Pattern | Sequence[Pattern]
+Place = tuple[str, Any, nn.Module]  # a parameter's or buffer's name, itself, and the module that owns it
 
 
 def predicate(pattern: Pattern, op: str) -> Predicate:
@@ -81,24 +83,36 @@ def sites_of(model: nn.Module, op: str) -> list[Site]:
     return list(sites.values())
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], kind: str = "parameter") -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ("parameter " if len(names) == 1 else "parameters ") + ", ".join(names[:5]) + more
+    return kind + "s" * (len(names) != 1) + " " + ", ".join(names[:5]) + more
 
 
-def selected(sites: list[Site], only: Patterns | None, skip: Patterns | None, op: str) -> list[Site]:
-    """The sites of which a name matches one of ``only``, and none matches one of ``skip``."""
+def selected(
+    sites: list[Site], only: Patterns | None, skip: Patterns | None, op: str, buffers: Iterable[Place] = ()
+) -> list[Site]:
+    """The sites of which a name matches one of ``only``, and none matches one of ``skip``, which may match buffers alone."""
     chosen = sites if only is None else _matched(sites, only, "only", op)
-    left_out = [] if skip is None else [id(site) for site in _matched(sites, skip, "skip", op)]
+    left_out = [] if skip is None else [id(site) for site in _matched(sites, skip, "skip", op, buffers)]
     return [site for site in chosen if id(site) not in left_out] if left_out else chosen
 
 
-def _matched(sites: list[Site], patterns: Patterns, option: str, op: str) -> list[Site]:
+def _each(patterns: Patterns) -> Sequence[Pattern]:
+    return patterns if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]
+
+
+def skips(skip: Patterns | None, op: str) -> Callable[[Place], bool]:
+    """Whether a buffer is to be left alone: by its name or its module's type, for predicates are of parameters."""
+    matches = [predicate(pattern, op) for pattern in _each(skip or ()) if isinstance(pattern, str | type)]
+    return lambda place: any(match(*place) for match in matches)
+
+
+def _matched(sites: list[Site], patterns: Patterns, option: str, op: str, buffers: Iterable[Place] = ()) -> list[Site]:
     found: set[int] = set()
-    for pattern in patterns if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]:
+    for pattern in _each(patterns):
         matches = predicate(pattern, op)
         here = [i for i, s in enumerate(sites) if any(matches(name, s.parameter, s.module) for name in s.names)]
-        if not here:
+        if not here and not any(map(skips(pattern, op), buffers)):
             raise ValueError(f"{op}: {option}={pattern!r} matches none of the model's {len(sites)} parameters")
         found.update(here)
     return [sites[i] for i in sorted(found)]

@@ -1,0 +1,308 @@
+"""Buffers: statistics, which are reset with the parameters of their module, and raw memory, as ``to_empty`` leaves it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from xinit.calls import default_generator
+from xinit.keys import Key
+from xinit.record import version_of
+from xinit.sharding import is_sharded
+from xinit.sites import Place, Site
+from xinit.torch_modules import resets_as, rule_of
+from xinit.writes import canonical_name
+
+# How modules make their buffers, by the names under which torch, timm, torchtitan and others have it; without arguments.
+_OWN = (
+    *("init_non_persistent_buffers", "_init_buffers", "init_buffers", "reset_buffers", "_reset_buffers"),
+    *("reset_parameters", "_reset_parameters", "init_weights", "_init_weights", "initialize_weights"),
+)
+_MAKES = tuple(
+    mark + verb + "_" for verb in ("define", "init", "reset", "make", "build") for mark in ("", "_")
+)  # and its name
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    name: str
+    leaf: str
+    tensor: Tensor
+    path: tuple[nn.Module, ...]  # from the model to the module that owns it
+
+    @property
+    def module(self) -> nn.Module:
+        return self.path[-1]
+
+    @property
+    def place(self) -> Place:
+        return self.name, self.tensor, self.module
+
+    @property
+    def derived(self) -> bool:
+        """Whether no checkpoint holds it, so that its values follow from how the module was built."""
+        return self.leaf in self.module._non_persistent_buffers_set
+
+    def like(self, fill: int) -> Tensor:
+        new = torch.full_like(self.tensor, fill, memory_format=torch.contiguous_format)
+        return new if fill == 0 or not new.is_floating_point() else new.fill_(float("nan"))
+
+
+def never_written(tensor: Tensor) -> bool:
+    """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
+    return not (tensor.is_inference() or tensor._version or getattr(tensor, "_is_hf_initialized", False))
+
+
+def known_unwritten(tensor: Tensor) -> bool:
+    """Whether xinit has found it to be unwritten, and it still is."""
+    return bool(tensor.__dict__.get("_xinit_unwritten", -1) == version_of(tensor))
+
+
+def mark_unwritten(tensor: Tensor) -> None:
+    tensor.__dict__["_xinit_unwritten"] = version_of(tensor)
+
+
+class Buffers:
+    """What is to be done to a model's buffers when some of its parameters are drawn.
+
+    Args:
+        model: before anything of it changes.
+        every: the sites of all its parameters.
+        chosen: those that are drawn.
+        left: whether a buffer is to be left alone.
+        key: the model's, for buffers that are random.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: Sequence[Site],
+        chosen: Sequence[Site],
+        left: Callable[[Place], bool],
+        key: Key,
+    ) -> None:
+        self.values: list[tuple[Tensor, Tensor | float]] = []
+        self.unknown: list[Buffer] = []
+        buffers = [b for b in buffers_of(model) if not left(b.place)]
+        if not buffers or not every:
+            return
+        parameters = _Parameters({id(site.parameter) for site in chosen})
+        raw: list[Buffer] = []
+        for buffer in buffers:
+            some, all_ = parameters.chosen(buffer.path)
+            rule = statistic(buffer.module, buffer.leaf)
+            if all_ and rule is not None:
+                self.values.append((buffer.tensor, rule))
+            elif some and (known_unwritten(buffer.tensor) or parameters.raw(buffer)):
+                (raw if all_ or buffer.derived else self.unknown).append(buffer)
+        found = _made_anew(raw, key)
+        self.values += [(buffer.tensor, value) for buffer, value in found.items()]
+        self.unknown += [buffer for buffer in raw if buffer not in found]
+
+    def write(self) -> list[str]:
+        """Returns the names of those that may be raw memory still."""
+        with torch.no_grad():
+            for tensor, value in self.values:
+                tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
+        for buffer in self.unknown:
+            mark_unwritten(buffer.tensor)
+        return [buffer.name for buffer in self.unknown]
+
+
+def statistic(module: nn.Module, leaf: str) -> float | None:
+    """What the ``reset_parameters`` of batch and instance norms makes their running statistics."""
+    if not isinstance(module, _NormBase) or not resets_as(type(module), _NormBase):
+        return None
+    return {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}.get(leaf)
+
+
+class _Parameters:
+    """Those of modules and all that is in them."""
+
+    def __init__(self, chosen: set[int]) -> None:
+        self.ids = chosen
+        self.cache: dict[int, list[tuple[nn.Parameter, bool]]] = {}
+
+    def within(self, module: nn.Module) -> list[tuple[nn.Parameter, bool]]:
+        """And whether each is of a module of torch, all of which write their parameters as they are built."""
+        found = self.cache.get(id(module))
+        if found is None:
+            kind: Any = type(module)
+            known = rule_of(kind) is not None
+            found = [(p, known) for p in module._parameters.values() if p is not None]
+            found += [entry for child in module._modules.values() if child is not None for entry in self.within(child)]
+            self.cache[id(module)] = found
+        return found
+
+    def chosen(self, path: Sequence[nn.Module]) -> tuple[bool, bool]:
+        """Whether some and all of the parameters are drawn that a buffer goes with: those of its module, or, if it has none, of
+        the innermost module around it that has some. Of its module, all are if one is."""
+        own = [id(p) in self.ids for p in path[-1]._parameters.values() if p is not None]
+        if own:
+            return any(own), any(own)
+        for module in reversed(path):
+            if around := [id(p) in self.ids for p, _ in self.within(module)]:
+                return any(around), all(around)
+        return False, False
+
+    def raw(self, buffer: Buffer) -> bool:
+        """Whether it may be raw memory: never written, and nor were the parameters around it, though their constructors write.
+
+        Some do not, as in ``nn.Parameter(torch.ones(8))``, so that those of torch's modules are asked where there are any.
+        """
+        if not never_written(buffer.tensor):
+            return False
+        around: list[nn.Parameter] = []
+        for module in reversed(buffer.path):
+            if around := [p for p, known in self.within(module) if known]:
+                break
+        return all(map(never_written, around or [p for p, _ in self.within(buffer.path[0])]))
+
+
+def buffers_of(model: nn.Module) -> Iterator[Buffer]:
+    """Those with memory, each once."""
+    seen: set[int] = set()
+    todo: list[tuple[str, tuple[nn.Module, ...]]] = [("", (model,))]
+    while todo:
+        prefix, path = todo.pop()
+        module = path[-1]
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        for leaf, tensor in module._buffers.items():
+            if tensor is not None and not tensor.is_meta and id(tensor) not in seen and tensor.numel():
+                seen.add(id(tensor))
+                yield Buffer(canonical_name(prefix + leaf), leaf, tensor, path)
+        children = [
+            (f"{prefix}{part}.", (*path, child)) for part, child in module._modules.items() if child is not None
+        ]
+        todo += reversed(children)
+
+
+# ---- a module's own way ----
+
+
+def _made_anew(wanted: Iterable[Buffer], key: Key) -> dict[Buffer, Tensor]:
+    """What modules' own methods make of their buffers, as far as these methods determine them.
+
+    They are called on twins of the modules, whose parameters are on the meta device, so that neither model nor generators
+    change; twice, upon different memory: a buffer is determined by a method if both times it comes out the same.
+    """
+    found: dict[Buffer, Tensor] = {}
+    rest = [buffer for buffer in wanted if not is_sharded(buffer.tensor)]
+    for way in _ways(rest):
+        here = [b for b in rest if b not in found and any(module is way.root for module in b.path)]
+        if here:
+            found.update(way.determined(here, key.fold_in(here[0].name)))
+    return found
+
+
+@dataclass(slots=True)
+class _Way:
+    root: nn.Module  # of what a twin is made
+    method: str
+    owner: nn.Module | None = None  # whose method is called with the twin; its own, without arguments, if None
+
+    def determined(self, buffers: Sequence[Buffer], key: Key) -> dict[Buffer, Tensor]:
+        runs = []
+        for fill in (0, 1):
+            with _generators(key, buffers):
+                runs.append(self._run(buffers, fill))
+        first, second = runs
+        return {b: x for b, x in first.items() if b in second and x.shape == b.tensor.shape and _same(x, second[b])}
+
+    def _run(self, buffers: Sequence[Buffer], fill: int) -> dict[Buffer, Tensor]:
+        try:
+            memo: dict[int, Any] = {id(b.tensor): b.like(fill) for b in buffers}
+            twin = _twin(self.root, memo)
+            owner = memo.get(id(self.owner), self.owner)
+            with torch.no_grad():
+                getattr(twin, self.method)() if owner is None else getattr(owner, self.method)(twin)
+            return {b: x for b in buffers if (x := memo[id(b.module)]._buffers.get(b.leaf)) is not None}
+        except Exception:  # of code that was not written to be called like this: it is no way then
+            return {}
+
+
+def _ways(buffers: Sequence[Buffer]) -> Iterator[_Way]:
+    """In the order in which they have the last word: what a model does to its parts, what a module does itself, and what those
+    around it do to themselves, from the innermost on."""
+    modules = {id(b.module): b.path for b in buffers}.values()
+    for path in modules:
+        for owner in reversed(path):
+            if _takes(owner, "_init_weights", 1):
+                yield _Way(path[-1], "_init_weights", owner)
+                break
+    around = {id(module): module for path in modules for module in reversed(path)}
+    for buffer in buffers:
+        named = (prefix + buffer.leaf for prefix in _MAKES)
+        yield from (_Way(buffer.module, method) for method in named if _takes(buffer.module, method, 0))
+    for module in [*(path[-1] for path in modules), *around.values()]:
+        yield from (_Way(module, method) for method in _OWN if _takes(module, method, 0))
+
+
+def _takes(module: nn.Module, method: str, count: int) -> bool:
+    function = getattr(module, method, None)
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*(None,) * count)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Modules of the same classes and attributes, with parameters on the meta device, and copies of the buffers."""
+    if id(module) in memo:
+        known: nn.Module = memo[id(module)]
+        return known
+    twin: nn.Module = module.__class__.__new__(module.__class__)
+    memo[id(module)] = twin
+    own = {n: v.copy() if type(v) in (dict, OrderedDict, set, list) else v for n, v in module.__dict__.items()}
+    bound = {n: v for n, v in own.items() if isinstance(v, MethodType) and v.__self__ is module}
+    own |= {n: MethodType(v.__func__, twin) for n, v in bound.items()}
+    twin.__dict__.update(own)
+    for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if tensor is not None and id(tensor) not in memo:
+            memo[id(tensor)] = _on_meta(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        own["_parameters" if leaf in module._parameters else "_buffers"][leaf] = (
+            tensor if tensor is None else memo[id(tensor)]
+        )
+    own["_modules"].update((leaf, _twin(child, memo)) for leaf, child in module._modules.items() if child is not None)
+    return twin
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    meta = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+    return nn.Parameter(meta, parameter.requires_grad)
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Bit by bit; on the meta device nothing is."""
+    if x.is_meta or (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
+        return False
+    bits = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (x, y)]
+    return torch.equal(*bits)
+
+
+@contextmanager
+def _generators(key: Key, buffers: Sequence[Buffer]) -> Iterator[None]:
+    """The default generators governed by the key; afterwards, as they were."""
+    generators = {default_generator(b.tensor.device): None for b in buffers} | {torch.default_generator: None}
+    states = [(generator, generator.get_state()) for generator in generators]
+    try:
+        for generator, _ in states:
+            generator.manual_seed(key.stream % 2**63)
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
