@@ -75,6 +75,11 @@ py::tuple resolve(const std::string& distribution, double gain, const std::strin
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info);
+  m.def("ops", [] {
+    std::vector<std::string> names;
+    for (const Op& op : ops()) names.push_back(op.name);
+    return names;
+  });
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
   m.def("resolve", &resolve, py::arg("distribution"), py::arg("gain"), py::arg("fan"), py::arg("shape"),
         py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axes"), py::arg("groups"));

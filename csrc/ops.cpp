@@ -2,8 +2,8 @@
 #include "ops.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -17,15 +17,22 @@ namespace {
 // What every op takes besides its distribution's parameters.
 struct Arguments {
   const char* op;
-  at::Tensor& self;
+  const at::Tensor& self;
   const std::optional<at::Generator>& generator;
-  at::OptionalIntArrayRef key;
-  at::OptionalSymIntArrayRef global_shape, offsets;
+  at::OptionalSymIntArrayRef key, global_shape, offsets;
+  int64_t batch_dims;
 };
 
 Key key_of(const char* op, at::IntArrayRef words) {
   TORCH_CHECK_VALUE(words.size() == 2, op, ": key is (seed, stream), but found ", words.size(), " numbers");
   return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
+}
+
+// Traced by torch.compile, words may be symbolic. Then nothing is filled, and any number will do.
+Key key_of(const char* op, at::SymIntArrayRef words) {
+  c10::SmallVector<int64_t, 2> known;
+  for (const c10::SymInt& word : words) known.push_back(word.maybe_as_int().value_or(0));
+  return key_of(op, at::IntArrayRef(known));
 }
 
 Source check_source(const Arguments& args) {
@@ -54,7 +61,7 @@ void check_tensor(const char* op, const at::Tensor& self) {
 
 bool concrete(at::SymIntArrayRef sizes) {
   for (const auto& size : sizes)
-    if (size.is_symbolic()) return false;
+    if (!size.maybe_as_int()) return false;
   return true;
 }
 
@@ -118,18 +125,30 @@ void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   const Source source = check_source(args);
   const auto part = part_of(args.op, args.self, args.global_shape, args.offsets);
   if (!part) return;
-  const Plan plan = make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), part->whole});
+  const int64_t dims = args.self.dim(), batch = args.batch_dims;
+  TORCH_CHECK_VALUE(0 <= batch && batch <= dims, args.op, ": batch_dims must be in [0, ", dims,
+                    "], the tensor's number of dimensions, but found ", batch);
+  const Plan plan = make_plan(
+      Target{args.op, args.self.dtype(), dtype_of(args.self), {part->whole.begin() + batch, part->whole.end()}});
   if (!plan || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
   backend.fill(args.self, *plan, windows_of(args.self, *part), source);
 }
 
 template <class... Parameters>
 void implement(torch::Library& library, Backend backend, const char* op, Plan (*plan)(const Target&, Parameters...)) {
-  library.impl(op, [=](at::Tensor& self, Parameters... parameters, const std::optional<at::Generator>& generator,
-                       at::OptionalIntArrayRef key, at::OptionalSymIntArrayRef global_shape,
-                       at::OptionalSymIntArrayRef offsets) {
-    run(backend, {op, self, generator, key, global_shape, offsets},
+  using Ints = at::OptionalSymIntArrayRef;
+  using Random = const std::optional<at::Generator>&;
+  library.impl(op, [=](at::Tensor& self, Parameters... parameters, Random generator, Ints key, Ints global_shape,
+                       Ints offsets, int64_t batch_dims) {
+    run(backend, {op, self, generator, key, global_shape, offsets, batch_dims},
         [&](const Target& target) { return plan(target, parameters...); });
+  });
+  library.impl(twin(op).c_str(), [=](const at::Tensor& self, Parameters... parameters, Random generator, Ints key,
+                                     Ints global_shape, Ints offsets, int64_t batch_dims) {
+    at::Tensor filled = at::empty_like(self);
+    run(backend, {op, filled, generator, key, global_shape, offsets, batch_dims},
+        [&](const Target& target) { return plan(target, parameters...); });
+    return filled;
   });
 }
 
@@ -218,39 +237,30 @@ at::Tensor digest(const Backend& backend, const at::Tensor& self, at::IntArrayRe
   return backend.digest(self, windows_of(self, *part), checked);
 }
 
-// In place and without autograd: a leaf that requires grad is filled as under no_grad, and its version moves on.
-void bump_version(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const c10::IValue first = torch::jit::peek(*stack, 0, op.schema().arguments().size());
-  const auto tensors = first.isTensor() ? std::vector<at::Tensor>{first.toTensor()} : first.toTensorVector();
-  for (const at::Tensor& tensor : tensors)
-    TORCH_CHECK(!tensor.is_inference(), op.schema().name(),
-                ": Inplace update to inference tensor outside InferenceMode is not allowed.");
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
-  }
-  for (const at::Tensor& tensor : tensors) tensor.unsafeGetTensorImpl()->bump_version();
-}
-
 constexpr Backend kMeta{[](const at::Tensor&, const Distribution&, const std::vector<Placed>&, const Source&) {},
                         [](const at::Tensor&, const std::vector<Fill>&) {}, nullptr};
 
-struct Op {
-  const char *name, *parameters;
-};
-// fan_mode, not mode: torch's auto_functionalized passes an op's arguments on by name, and has a `mode` of its own.
-constexpr Op kOps[] = {
-    {"uniform_", "float a=0., float b=1."},
-    {"normal_", "float mean=0., float std=1."},
-    {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
-    {"xavier_uniform_", "float gain=1."},
-    {"xavier_normal_", "float gain=1."},
-    {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-    {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-    {"variance_scaling_", "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal'"},
-};
-
 }  // namespace
+
+// fan_mode, not mode: torch's auto_functionalized passes an op's arguments on by name, and has a `mode` of its own.
+const std::vector<Op>& ops() {
+  static const std::vector<Op> all{
+      {"uniform_", "float a=0., float b=1."},
+      {"normal_", "float mean=0., float std=1."},
+      {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
+      {"xavier_uniform_", "float gain=1."},
+      {"xavier_normal_", "float gain=1."},
+      {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+      {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+      {"variance_scaling_", "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal'"},
+  };
+  return all;
+}
+
+std::string twin(const std::string& name) {
+  const size_t end = std::min(name.find('.'), name.size());  // of the name, before its overload's
+  return name.substr(0, end - 1) + name.substr(end);
+}
 
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -290,37 +300,37 @@ void register_ops(torch::Library& library, Backend backend) {
                    at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
                  fill_many(backend, {tensors, distributions, parameters, keys, names, global_shapes, offsets});
                });
+  library.impl("fill_many",
+               [=](at::TensorList tensors, const std::vector<std::string>& distributions,
+                   at::ArrayRef<double> parameters, at::IntArrayRef keys, const std::vector<std::string>& names,
+                   at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
+                 std::vector<at::Tensor> filled;
+                 for (const at::Tensor& tensor : tensors) filled.push_back(at::empty_like(tensor));
+                 fill_many(backend, {filled, distributions, parameters, keys, names, global_shapes, offsets});
+                 return filled;
+               });
   library.impl("digest",
                [=](const at::Tensor& self, at::IntArrayRef key, at::OptionalSymIntArrayRef global_shape,
                    at::OptionalSymIntArrayRef offsets) { return digest(backend, self, key, global_shape, offsets); });
 }
 
 TORCH_LIBRARY(xinit, m) {
-  for (const Op& op : kOps)
-    m.def(c10::str(op.name, "(Tensor(a!) self, ", op.parameters,
-                   ", *, Generator? generator=None, int[]? key=None, SymInt[]? global_shape=None,"
-                   " SymInt[]? offsets=None) -> ()")
-              .c_str(),
-          {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
-  m.def(
-      "fill_many_(Tensor(a!)[] tensors, str[] distributions, float[] parameters, int[] keys, str[] names, "
-      "int[] global_shapes=[], int[] offsets=[]) -> ()",
-      {at::Tag::pt2_compliant_tag});
-  m.def("digest(Tensor self, int[] key, SymInt[]? global_shape=None, SymInt[]? offsets=None) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  const std::vector<at::Tag> pure{at::Tag::pt2_compliant_tag};
+  const std::vector<at::Tag> random{at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag};
+  const std::string common =
+      ", *, Generator? generator=None, SymInt[]? key=None, SymInt[]? global_shape=None, SymInt[]? offsets=None,"
+      " int batch_dims=0)";
+  for (const Op& op : ops()) {
+    m.def(c10::str(op.name, "(Tensor(a!) self, ", op.parameters, common, " -> ()").c_str(), random);
+    m.def(c10::str(twin(op.name), "(Tensor self, ", op.parameters, common, " -> Tensor").c_str(), random);
+  }
+  const std::string many =
+      ", str[] distributions, float[] parameters, int[] keys, str[] names, int[] global_shapes=[], int[] offsets=[])";
+  m.def(c10::str("fill_many_(Tensor(a!)[] tensors", many, " -> ()").c_str(), pure);
+  m.def(c10::str("fill_many(Tensor[] tensors", many, " -> Tensor[]").c_str(), pure);
+  m.def("digest(Tensor self, int[] key, SymInt[]? global_shape=None, SymInt[]? offsets=None) -> Tensor", pure);
 }
 
 TORCH_LIBRARY_IMPL(xinit, Meta, m) { register_ops(m, kMeta); }
-
-TORCH_LIBRARY_IMPL(xinit, Autograd, m) {
-  for (const Op& op : kOps) m.impl(op.name, torch::CppFunction::makeFallthrough());
-  m.impl("fill_many_", torch::CppFunction::makeFallthrough());
-  m.impl("digest", torch::CppFunction::makeFallthrough());
-}
-
-TORCH_LIBRARY_IMPL(xinit, ADInplaceOrView, m) {
-  for (const Op& op : kOps) m.impl(op.name, torch::CppFunction::makeFromBoxedFunction<&bump_version>());
-  m.impl("fill_many_", torch::CppFunction::makeFromBoxedFunction<&bump_version>());
-}
 
 }  // namespace xinit

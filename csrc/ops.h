@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "fill.h"
@@ -28,6 +29,15 @@ struct Backend {
   // Two integers on the tensor's device: see digest.h.
   at::Tensor (*digest)(const at::Tensor& self, const std::vector<Placed>&, const Key&);
 };
+
+// An op that fills in place, and what it takes between the tensor and the arguments that all take. Each has a twin, of
+// the same name without the underscore, that fills a new tensor like the one it is given: what torch.compile and
+// torch.func.functionalize put in its place.
+struct Op {
+  const char *name, *parameters;
+};
+std::string twin(const std::string& name);
+const std::vector<Op>& ops();
 
 // Registers every op for the library's dispatch key. Each device's file calls it, at its end.
 void register_ops(torch::Library& library, Backend backend);

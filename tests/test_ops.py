@@ -24,7 +24,10 @@ OPS = {
         {"distribution": "normal"},
     ),
 }
-COMMON = "Generator? generator=None, int[]? key=None, SymInt[]? global_shape=None, SymInt[]? offsets=None"
+COMMON = (
+    "Generator? generator=None, SymInt[]? key=None, SymInt[]? global_shape=None, SymInt[]? offsets=None, "
+    "int batch_dims=0"
+)
 
 
 def overload(name):
@@ -33,15 +36,55 @@ def overload(name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_schema(name):
-    schema = overload(name)._schema
-    assert str(schema) == f"xinit::{name}(Tensor(a!) self, {OPS[name][0]}, *, {COMMON}) -> ()"
-    assert schema.is_mutable
-    assert {torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag} <= set(overload(name).tags)
+    twin = name.removesuffix("_")
+    for op, tensor, result in (name, "Tensor(a!)", "()"), (twin, "Tensor", "Tensor"):
+        schema = overload(op)._schema
+        assert str(schema) == f"xinit::{op}({tensor} self, {OPS[name][0]}, *, {COMMON}) -> {result}"
+        assert schema.is_mutable == (op == name)
+        assert {torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag} <= set(overload(op).tags)
 
 
 def test_there_are_no_other_ops():
     names = {s.name.removeprefix("xinit::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("xinit::")}
-    assert names == {*OPS, "fill_many_", "digest"}
+    fills = {*OPS, "fill_many_"}
+    assert names == fills | {name.removesuffix("_") for name in fills} | {"digest"}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_twins(name):
+    """A new tensor like the one given, with what the op in place would have written there."""
+    for tensor in (torch.zeros(4, 6), torch.zeros(6, 4, dtype=torch.bfloat16).t(), torch.zeros(8, 18)[::2, ::3]):
+        before = tensor.clone()
+        for place in {}, {"global_shape": [9, 20], "offsets": [1, 2]}:
+            new = overload(name.removesuffix("_"))(tensor, **OPS[name][1], key=[1, -2], **place)
+            assert torch.equal(tensor, before)
+            overload(name)(filled := tensor.clone(), **OPS[name][1], key=[1, -2], **place)
+            assert same(new, filled)
+            assert new.stride() == torch.empty_like(tensor).stride()
+
+
+def test_many_twins():
+    tensors, arguments = (
+        [torch.zeros(3, 4), torch.zeros(5)],
+        (["normal", "constant"], [0.0, 1.0, 3.0], [1, 2, 3, 4], []),
+    )
+    new = torch.ops.xinit.fill_many(tensors, *arguments)
+    assert not any(tensor.any() for tensor in tensors)
+    torch.ops.xinit.fill_many_(tensors, *arguments)
+    assert all(map(same, new, tensors))
+
+
+def test_batch_dims():
+    """A stack is one array; fans are those of a member."""
+    one, stack = xinit.kaiming_uniform_(torch.empty(4, 6), key=KEY), torch.empty(2, 3, 4, 6)
+    torch.ops.xinit.kaiming_uniform_(stack, key=KEY.words, batch_dims=2)
+    assert same(stack[0, 0], one)
+    assert same(stack, xinit.uniform_(torch.empty_like(stack), -1, 1, key=KEY))
+    for wrong in (-1, 5):
+        with pytest.raises(ValueError, match=r"batch_dims must be in \[0, 4\]"):
+            torch.ops.xinit.kaiming_uniform_(stack, batch_dims=wrong)
+    with pytest.raises(ValueError, match="fewer than 2 dimensions"):
+        torch.ops.xinit.kaiming_uniform_(stack, batch_dims=3)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -53,7 +96,14 @@ def test_opcheck(name):
         (torch.zeros(8, 18, dtype=torch.float64)[::2, ::3], OPS[name][1] | place),
         (torch.zeros(4, 6, requires_grad=True), {}),
     ):
-        torch.library.opcheck(overload(name), (tensor,), {**arguments, "key": [1, -2]})
+        for op in name, name.removesuffix("_"):
+            torch.library.opcheck(overload(op), (tensor,), {**arguments, "key": [1, -2]})
+
+
+def test_opcheck_of_many():
+    for op in "fill_many_", "fill_many":
+        arguments = ["uniform", "constant"], [0.0, 1.0, 2.0], [1, 2, 3, 4], ["a", "b"]
+        torch.library.opcheck(overload(op), ([torch.zeros(3, 4), torch.zeros(2, 3).t()], *arguments))
 
 
 @fills

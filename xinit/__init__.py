@@ -25,6 +25,7 @@ from torch.nn.init import (
 )
 
 from xinit import _C, parallel, recipes
+from xinit import vmap as _vmap  # noqa: F401
 from xinit.accelerate import accelerate
 from xinit.deferred import deferred
 from xinit.distributions import (

@@ -1,0 +1,36 @@
+"""Private names of torch: one place for each, with what it is for and what breaks without it. None is needed to import xinit."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def current_vmap() -> tuple[int, int, str]:
+    """Level, batch size and randomness of the innermost vmap. Without it: xinit's functions under ``torch.vmap``."""
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    return interpreter.level(), interpreter.batch_size(), interpreter.randomness()
+
+
+def unwrap_batched(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
+    """The tensor of all members and its axis of them, or the tensor and None. Without it: as for :func:`current_vmap`."""
+    value, axis = torch._C._functorch._unwrap_batched(tensor, level)
+    return value, axis
+
+
+def wrap_batched(tensor: Tensor, axis: int, level: int) -> Tensor:
+    """The opposite of :func:`unwrap_batched`. Without it: ``torch.vmap`` of ``torch.func.functionalize`` of a fill."""
+    batched: Tensor = torch._C._functorch._add_batch_dim(tensor, axis, level)
+    return batched
+
+
+def below_vmap() -> AbstractContextManager[Any]:
+    """Within it, ops do not come back to their rules for vmap. Without it: as for :func:`current_vmap`."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)
+    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(keys)
+    return guard
