@@ -134,11 +134,9 @@ def stores(loop):
     return sum(int(m.group(1) or 32) // 8 for text in loop if (m := re.search(r"\bSTG\.E(?:\.(64|128))?\b", text)))
 
 
-def measure(arch):
-    """One record a kernel."""
-    with tempfile.TemporaryDirectory() as directory:
-        cubin, report = compile_kernels(arch, directory)
-        found, code = resources(report), disassemble(cubin)
+def measure(cubin, report):
+    """One record a kernel, of what compile_kernels gave."""
+    found, code = resources(report), disassemble(cubin)
     records = []
     for name in sorted(found, key=lambda k: (k[0], [*KINDS, "all"].index(k[1]), [*DTYPES, "all"].index(k[2]))):
         way, kind, dtype = name
@@ -178,7 +176,8 @@ def main():
     parser.add_argument("--arch", default="90")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    records = measure(args.arch)
+    with tempfile.TemporaryDirectory() as directory:
+        records = measure(*compile_kernels(args.arch, directory))
     titles = ("sm_" + args.arch, "kind", "dtype", "instr/elem", "regs", "occup.", "spills", "store")
     print("{:<10} {:<16} {:<9} {:>10} {:>5} {:>7} {:>6} {:>6}".format(*titles))
     for r in records:

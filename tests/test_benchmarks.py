@@ -159,6 +159,7 @@ def test_a_step_that_hangs_is_stopped(monkeypatch, tmp_path):
     assert recorded(tmp_path)["bits"]["error"] == "stopped after 1 s"
 
 
+@pytest.mark.slow
 def test_rehearsal(tmp_path):
     command = [
         sys.executable,

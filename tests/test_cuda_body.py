@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,30 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["tests/cuda_body.cpp", "csrc/cpu/fill_baseline.cpp", "csrc/distribution.cpp", "csrc/window.cpp"]
 COMPILER = os.environ.get("CXX", "c++")
-
-
-needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi"]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")
 
-def build(compiler, program, *flags):
-    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", *flags, *SOURCES, "-o", str(program)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return program
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Compiles and links a program, its files side by side; once for each compiler and flags."""
+
+    def compile_one(compiler, flags, source, built):
+        subprocess.run([compiler, *FLAGS, *flags, "-c", source, "-o", str(built)], cwd=ROOT, check=True)
+
+    @lru_cache
+    def build(compiler, *flags):
+        directory = tmp_path_factory.mktemp("body")
+        built = [directory / f"{i}.o" for i in range(len(SOURCES))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(partial(compile_one, compiler, flags), SOURCES, built))
+        program = directory / "body"
+        subprocess.run([compiler, *flags, *map(str, built), "-o", str(program)], check=True)
+        return program
+
+    return build
 
 
 def run(*command):
@@ -30,16 +46,20 @@ def run(*command):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "flags", [[], ["-fsanitize=address,undefined", "-fno-sanitize-recover"]], ids=["plain", "sanitized"]
-)
-def test_body_fills_as_the_cpu_does(tmp_path, flags):
-    run(build(COMPILER, tmp_path / "body", *flags))
+def test_body_fills_as_the_cpu_does(build):
+    run(build(COMPILER))
 
 
 @needs_compiler
+@pytest.mark.slow
+def test_body_under_sanitizers(build):
+    run(build(COMPILER, "-fsanitize=address,undefined", "-fno-sanitize-recover"))
+
+
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(CROSS) is None, reason="no compiler for aarch64")
-def test_aarch64_compiles_and_fills_the_same_bits(tmp_path):
-    program = build(CROSS, tmp_path / "body_aarch64", "-static", "-Wall", "-Werror")
+def test_aarch64_compiles_and_fills_the_same_bits(build):
+    program = build(CROSS, "-static", "-Wall", "-Werror")
     if shutil.which(EMULATOR):
-        assert run(EMULATOR, program) == run(build(COMPILER, tmp_path / "body"))
+        assert run(EMULATOR, program) == run(build(COMPILER))

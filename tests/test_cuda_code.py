@@ -2,6 +2,7 @@
 
 import importlib.util
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,15 @@ FILLS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return lru_cache(lambda arch: sass_budget.compile_kernels(arch, tmp_path_factory.mktemp(arch)))
+
+
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["80", "90"])
-def test_kernels_compile_without_warnings_spills_or_stack(tmp_path, arch):
-    _, report = sass_budget.compile_kernels(arch, tmp_path)
+@pytest.mark.parametrize("arch", [pytest.param("80", marks=pytest.mark.slow), "90"])
+def test_kernels_compile_without_warnings_spills_or_stack(compiled, arch):
+    _, report = compiled(arch)
     found = sass_budget.resources(report)
     assert (
         len(found) == 2 * len(sass_budget.KINDS) * len(sass_budget.DTYPES) + 1 + 3
@@ -40,6 +46,7 @@ def test_kernels_compile_without_warnings_spills_or_stack(tmp_path, arch):
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_ptx_has_no_approximate_instruction(tmp_path):
     source, ptx = tmp_path / "kernels.cu", tmp_path / "kernels.ptx"
     source.write_text(sass_budget.SOURCE.format(root=ROOT))
@@ -52,8 +59,8 @@ def test_ptx_has_no_approximate_instruction(tmp_path):
 
 @needs_nvcc
 @needs_disassembler
-def test_kernels_keep_their_budget():
-    records = sass_budget.measure("90")
+def test_kernels_keep_their_budget(compiled):
+    records = sass_budget.measure(*compiled("90"))
     assert list(sass_budget.failures(records)) == []
 
 
