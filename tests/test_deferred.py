@@ -707,6 +707,33 @@ def resizes():
     nn.Linear(3, 4).weight.data.resize_(9)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: torch.zeros_like(w, dtype=torch.bool),
+        lambda w: torch.ones_like(w, dtype=torch.int64),
+        lambda w: torch.full_like(w, 7, dtype=torch.int32),
+        lambda w: w.new_zeros(3, 4, dtype=torch.complex64).real,
+        lambda w: w.new_full((3, 4), 7, dtype=torch.uint8),
+    ],
+)
+def test_constants_of_dtypes_without_distributions(make):
+    """Made like a parameter, so on the meta device, and then copied to it."""
+
+    def build():
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.empty(3, 4))
+        with torch.no_grad():
+            model.weight.copy_(make(model.weight))
+        return model
+
+    with xinit.deferred():
+        model = build()
+    junk = [torch.full((size,), 3.0) for size in (3, 6, 12, 24) for _ in range(20)]
+    del junk  # what new memory may hold
+    assert torch.equal(xinit.materialize_(model, key=KEY).weight, build().weight)
+
+
 @pytest.mark.parametrize("read", [reads_item, reads_numpy, reads_list, resizes])
 def test_what_cannot_be_recorded_is_an_error_there(read):
     with xinit.deferred(), pytest.raises(RuntimeError, match=r"deferred: .*Linear.weight of shape \(4, 3\)") as error:

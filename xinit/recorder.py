@@ -146,7 +146,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif fill is _aten.fill_.Scalar:
                 values = (args[index] if index < len(args) else kwargs.get("fill_value", 1),)
             generator = kwargs.get("generator")
-            self._fill(fill, (tensor, *values), {"generator": generator} if generator else {})
+            given = {"generator": generator} if generator else {}
+            if self._fill(fill, (tensor, *values), given) is None:
+                self._see(fill, (tensor, *values), given)  # of a dtype that no distribution has
         return tensor
 
     def _put_off(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
