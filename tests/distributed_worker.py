@@ -221,6 +221,47 @@ def constants_and_identities(world):
                 assert same(sharded.detach().full_tensor(), whole), (fill, shape, where)
 
 
+@case(*WORLDS)
+def orthogonal_and_sparse(world):
+    """From a key, from a generator, and from the default one, which advances on all ranks alike."""
+    for mesh, where in placements(world):
+        for shape, dtype in ((13, 7), torch.float32), ((3, 5), torch.bfloat16), ((4, 3, 3), torch.float64):
+            fills = [xinit.orthogonal_, xinit.delta_orthogonal_ if len(shape) > 2 and shape[0] >= shape[1] else None]
+            fills += [partial(xinit.sparse_, sparsity=0.4)] if len(shape) == 2 else []
+            for fill in filter(None, fills):
+                for given in {"key": KEY}, {"generator": torch.Generator()}, {}:
+                    for generator in given.get("generator"), torch.default_generator:
+                        if generator is not None:
+                            generator.manual_seed(3)
+                    whole = fill(torch.full(shape, 7.0, dtype=dtype), **given)
+                    after = torch.get_rng_state()
+                    for generator in given.get("generator"), torch.default_generator:
+                        if generator is not None:
+                            generator.manual_seed(3)
+                    zeros = torch.zeros(shape, dtype=dtype)
+                    sharded = distribute_tensor(zeros, mesh, where, src_data_rank=None).requires_grad_()
+                    with Watched() as watched:
+                        assert fill(sharded, **given) is sharded
+                    assert watched.collectives == 0
+                    assert same(sharded.detach().full_tensor(), whole), (fill, shape, where, given)
+                    assert torch.equal(torch.get_rng_state(), after)
+
+
+@case(2, 4, layout="fsdp")
+@case(2, layout="tp")
+@case(4, layout="fsdp+tp")
+def matrices_by_recipe(world, layout):
+    """Of a model in shards, as of one that is not."""
+    recipe = [{"layers.*.w?.weight": xinit.orthogonal(0.5), "output.weight": xinit.sparse(0.75)}, LLAMA]
+    model = LAYOUTS[layout](on_meta("uneven"), mesh_for(layout, world)).to_empty(device="cpu")
+    whole = xinit.init_(on_meta("uneven").to_empty(device="cpu"), recipe, KEY)
+    with Watched() as watched:
+        xinit.init_(model, recipe, KEY)
+    assert watched.collectives == 0
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+
+
 @case(1, 2, 3)
 def views(world):
     """Each either writes what the whole's values are there, or is an error on all ranks: never nothing."""

@@ -17,7 +17,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import xinit
 from xinit import Window
 from xinit.sharding import Box, local_boxes, pieces, view
-from xinit.writes import Write
+from xinit.writes import Write, fill_writes_, writes_of
 
 
 def cut_by_torch(whole, mesh, coordinate, placements):
@@ -163,6 +163,23 @@ def test_each_rank_of_64_holds_its_part_of_an_identity(shape, mesh, placements, 
             sharded = distribute_tensor(torch.full(size, 7.0), mesh_of(rank, *mesh), placements, src_data_rank=None)
             assert fill(sharded) is sharded
             assert same(sharded._local_tensor, expected._local_tensor), (fill, size, rank)
+
+
+@pytest.mark.parametrize(("shape", "mesh", "placements", "most"), [case for case in LAYOUTS if len(case[0]) > 1][3:8])
+def test_each_rank_holds_its_part_of_an_orthogonal_or_sparse_matrix(shape, mesh, placements, most):
+    cases = [(xinit.orthogonal_, xinit.orthogonal(), shape), (xinit.sparse_, xinit.sparse(0.4), shape)]
+    cases += [(xinit.delta_orthogonal_, xinit.delta_orthogonal(), (*shape, 3))]
+    for fill, what, size in cases:
+        argument = (0.4,) if fill is xinit.sparse_ else ()
+        whole = fill(torch.empty(size), *argument, key=KEY.fold_in("weight"))
+        for rank in range(math.prod(mesh)):
+            expected = distribute_tensor(whole, mesh_of(rank, *mesh), placements, src_data_rank=None)
+            sharded = distribute_tensor(torch.full(size, 7.0), mesh_of(rank, *mesh), placements, src_data_rank=None)
+            assert fill(sharded, *argument, key=KEY.fold_in("weight")) is sharded
+            assert same(sharded._local_tensor, expected._local_tensor)
+            again = distribute_tensor(torch.full(size, 7.0), mesh_of(rank, *mesh), placements, src_data_rank=None)
+            fill_writes_([("weight", again, writes_of("weight", size, what, KEY))])
+            assert same(again._local_tensor, expected._local_tensor)
 
 
 def test_views_are_of_the_local_tensor():

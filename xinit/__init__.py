@@ -19,14 +19,11 @@ from torch.nn.init import (
 from torch.nn.init import (
     _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
 )
-from torch.nn.init import (
-    orthogonal_,
-    sparse_,
-)
 
 from xinit import _C, parallel, recipes
 from xinit import vmap as _vmap  # noqa: F401
 from xinit.accelerate import accelerate
+from xinit.constants import constant_, dirac_, eye_, ones_, zeros_
 from xinit.deferred import deferred
 from xinit.distributions import (
     Blocks,
@@ -60,7 +57,17 @@ from xinit.init import (
 )
 from xinit.keys import Key
 from xinit.materialize import audit, materialize_
-from xinit.matrices import constant_, dirac_, eye_, ones_, zeros_
+from xinit.matrices import (
+    Matrix,
+    delta_orthogonal,
+    delta_orthogonal_,
+    dirac,
+    identity,
+    orthogonal,
+    orthogonal_,
+    sparse,
+    sparse_,
+)
 from xinit.model import fingerprint, init_, plan
 from xinit.plans import Plan, Row
 from xinit.window import Window
@@ -69,6 +76,7 @@ __all__ = [
     "Blocks",
     "Distribution",
     "Key",
+    "Matrix",
     "Plan",
     "Row",
     "Window",
@@ -80,10 +88,14 @@ __all__ = [
     "constant",
     "constant_",
     "deferred",
+    "delta_orthogonal",
+    "delta_orthogonal_",
+    "dirac",
     "dirac_",
     "eye_",
     "fill_many_",
     "fingerprint",
+    "identity",
     "init_",
     "kaiming_normal",
     "kaiming_normal_",
@@ -96,10 +108,12 @@ __all__ = [
     "normal_",
     "ones",
     "ones_",
+    "orthogonal",
     "orthogonal_",
     "parallel",
     "plan",
     "recipes",
+    "sparse",
     "sparse_",
     "trunc_normal",
     "trunc_normal_",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Distribution:
     out_axis: tuple[int, ...] = (0,)
     batch_axes: tuple[int, ...] = ()
     groups: int = 1
+
+    by_whole: ClassVar[bool] = False  # what xinit.matrices.Matrix is: a part of it is known only by the whole
 
     def resolve(self, shape: Sequence[int]) -> Distribution:
         """The same for tensors of this shape without a fan: numbers only.
@@ -282,6 +284,9 @@ def fill_many_(
         if any(map(is_sharded, tensors)):
             _fill_many_shards_(tensors, distributions, keys, windows, names)
             return
+    if any(distribution.by_whole for distribution in distributions):
+        _fill_many_wholes_(tensors, distributions, keys, windows, names)
+        return
     devices = [tensor.device for tensor in tensors]
     for device in dict.fromkeys(devices):
         indices = [i for i, other in enumerate(devices) if other == device]
@@ -321,6 +326,27 @@ def _fill_many_shards_(
             parts.append((part, distributions[i], keys[i], where or window, name))
     fill_many_(*zip(*parts, strict=True))
     torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor)])
+
+
+def _fill_many_wholes_(
+    tensors: Sequence[Tensor],
+    distributions: Sequence[Any],
+    keys: Sequence[Key],
+    windows: Sequence[Window | None] | None,
+    names: Sequence[str] | None,
+) -> None:
+    """What does not take the whole first, in one fill, which checks all tensors; then, over it, one whole at a time."""
+    drawn, wholes = list(distributions), dict[Any, list[tuple[Tensor, Window]]]()
+    for i, (tensor, distribution) in enumerate(zip(tensors, distributions, strict=True)):
+        if distribution.by_whole:
+            where = _window(i, tensor, windows[i] if windows is not None else None)
+            matrix = distribution.resolve(where.global_shape)
+            matrix.check(names[i] if names is not None else f"tensor {i}", tensor.dtype)
+            drawn[i] = matrix.drawn
+            wholes.setdefault((matrix, keys[i], tensor.device, tensor.dtype), []).append((tensor, where))
+    fill_many_(tensors, drawn, keys, windows, names)
+    for (matrix, key, _, _), parts in wholes.items():
+        matrix.finish_(parts, lambda number, key=key: {"key": key.fold_in(number).words})
 
 
 def _window(index: int, tensor: Tensor, window: Window | None) -> Window:

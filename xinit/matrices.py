@@ -1,210 +1,416 @@
-"""The functions of ``torch.nn.init`` whose values depend on where an element is in the whole tensor, and those of one value.
+"""Weights of which a part is known only by the whole: orthogonal, sparse and identity matrices, as functions and distributions.
 
-They take a tensor as :mod:`xinit.init` does: any strides, the meta device, a ``DTensor``, of which each rank fills its part.
+The random numbers of the functions and distributions here are xinit's, keyed by the tensor's key and a number, so they are the
+same everywhere; and so is all of ``sparse``. The QR decomposition of ``orthogonal`` and ``delta_orthogonal`` is the device's
+library's: their bits are the same on one kind of device, for any sharding and number of threads, and close on others. A shard
+computes the whole of its parameter, one parameter after the other, and keeps its part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import torch
-from torch import Tensor
-from torch.nn import init
+from torch import Generator, Tensor
 
-from xinit.sharding import check_view, is_sharded, pieces
+from xinit.calls import fill
+from xinit.constants import Part, centre_of, parts_of, write_diagonals
+from xinit.distributions import DTYPES, Distribution, normal, zeros
+from xinit.keys import Key
+from xinit.sharding import is_sharded, view
 from xinit.window import Window
 
+_uniform_, _normal_ = torch.ops.xinit.uniform_.default, torch.ops.xinit.normal_.default
+
 Shape = tuple[int, ...]
+Source = Callable[[int], dict[str, Any]]  # of the tensor's first draw, its second, ...: an operator's key or generator
 
-# As they are now: whoever puts xinit's functions in their place is not to be called back.
-_torch_constant_, _torch_ones_, _torch_zeros_ = init.constant_, init.ones_, init.zeros_
+_PARAMETERS = {"sparse": ("sparsity", "std")}  # of all others, the gain
+_DIMENSIONS = {
+    "orthogonal": (range(2, 1 << 30), "2 or more dimensions"),
+    "sparse": ((2,), "2 dimensions"),
+    "identity": ((2,), "2 dimensions"),
+    "dirac": ((3, 4, 5), "3, 4, or 5 dimensions"),
+    "delta_orthogonal": ((3, 4, 5), "3, 4, or 5 dimensions"),
+}
 
 
-class Part(NamedTuple):
-    """A tensor that is here, and where it begins in a whole of that shape."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Matrix(Distribution):
+    """A distribution of whole matrices: made by :func:`orthogonal`, :func:`sparse`, :func:`identity` and the like.
 
-    tensor: Tensor
-    whole: Shape
-    offsets: Shape
-
-
-def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part]:
-    """What is here of a tensor that is to be written to.
-
-    Raises:
-        TypeError: for other types.
-        ValueError: for a window that does not fit; for a ``DTensor`` with a window, or one that :mod:`xinit.init` cannot fill.
-        RuntimeError: for a view that would lose the writes.
+    Attributes:
+        name: of the function.
+        parameters: as that takes them.
+        groups: as that takes them.
+        shape: of the whole, once it is resolved.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
-    if not is_sharded(tensor):
-        where = _checked(op, tensor, window)
-        return [Part(tensor, tuple(where.global_shape), tuple(where.offsets))]
-    if window is not None:
-        raise ValueError(f"{op}: a DTensor knows which part of the whole it is, so it takes no window")
-    check_view(tensor, op)
-    whole = tuple(tensor.shape)
-    return [Part(part, whole, tuple(where.offsets) if where else ()) for part, where in pieces(tensor, op)]
 
+    shape: Shape = ()
 
-def _checked(op: str, tensor: Tensor, window: Window | None) -> Window:
-    shape = tuple(tensor.shape)
-    if window is None:
-        return Window(shape, (0,) * len(shape))
-    if not isinstance(window, Window):
-        raise TypeError(f"{op}: window must be an xinit.Window, but found {type(window).__name__}")
-    if len(window.offsets) != len(shape):
-        raise ValueError(
-            f"{op}: the window has {len(window.offsets)} dimensions, but the tensor has {len(shape)} dimensions"
-        )
-    for d, (local, whole, offset) in enumerate(zip(shape, window.global_shape, window.offsets, strict=True)):
-        if not 0 <= offset <= whole - local:
+    by_whole: ClassVar[bool] = True
+
+    def resolve(self, shape: Sequence[int]) -> Matrix:
+        """The same for a whole of this shape; one that is resolved stays as it is.
+
+        Raises:
+            ValueError: if it does not have as many dimensions as it takes, or sizes that do not fit.
+
+        Example:
+            >>> import xinit
+            >>> xinit.orthogonal().resolve((64, 16)).std
+            0.125
+        """
+        if self.shape:
+            return self
+        whole = tuple(shape)
+        allowed, words = _DIMENSIONS[self.name]
+        if len(whole) not in allowed:
+            raise ValueError(f"Only tensors with {words} are supported")
+        if self.name == "dirac" and whole[0] % self.groups:
+            raise ValueError("dim 0 must be divisible by groups")
+        if self.name == "delta_orthogonal" and whole[0] < whole[1]:
             raise ValueError(
-                f"{op}: the window [{offset}, {offset} + {local}) is outside its global shape's [0, {whole}) in dimension {d}"
+                f"delta_orthogonal takes at least as many output as input channels, or norms would not be kept, but found "
+                f"{whole[0]} and {whole[1]}"
             )
-    return window
+        return Matrix(self.name, self.parameters, groups=self.groups, shape=whole)
+
+    @property
+    def std(self) -> float:
+        """The root mean square of the entries less their mean, over all draws: 0 for what is not drawn.
+
+        ``gain / sqrt(max(rows, columns))`` for orthogonal, of a matrix with all but the first dimension as columns;
+        ``gain / sqrt(out · kernel size)`` for delta_orthogonal; ``std · sqrt(1 - zeros / rows)`` for sparse.
+
+        Raises:
+            ValueError: if it is not resolved.
+        """
+        if not self.shape:
+            raise ValueError(f"std: {self} depends on the shape: resolve it first")
+        if 0 in self.shape:
+            return 0.0
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        if self.name == "orthogonal":
+            return abs(self.parameters[0]) / math.sqrt(max(rows, columns))
+        if self.name == "delta_orthogonal":
+            return abs(self.parameters[0]) / math.sqrt(rows * math.prod(self.shape[2:]))
+        return self.parameters[1] * math.sqrt(1 - self._zeros / rows) if self.name == "sparse" else 0.0
+
+    @property
+    def _zeros(self) -> int:
+        """In each column."""
+        return math.ceil(self.parameters[0] * self.shape[0])
+
+    @property
+    def drawn(self) -> Distribution:
+        """What to fill a tensor with before :meth:`finish_`."""
+        return normal(0.0, self.parameters[1]) if self.name == "sparse" else zeros()
+
+    def check(self, op: str, dtype: torch.dtype) -> None:
+        """Whether its values are within the dtype's range, which are at most as large as the gain."""
+        if self.name != "sparse" and abs(self.parameters[0]) > torch.finfo(dtype).max:
+            raise RuntimeError(f"gain is out of bounds for {dtype}: {op} received gain={self.parameters[0]}")
+
+    def finish_(self, parts: Sequence[tuple[Tensor, Window]], source: Source) -> None:
+        """Write to parts of one whole, which hold what is :attr:`drawn`, what the whole has there."""
+        like = parts[0][0]
+        keyed = "key" in source(0)  # a generator is to advance also where nothing of the whole is
+        if 0 in self.shape or like.is_meta or (keyed and not any(tensor.numel() for tensor, _ in parts)):
+            return
+        with torch.no_grad():
+            values = self._values(like, source)
+            for tensor, window in parts:
+                if tuple(window.global_shape) == self.shape:
+                    self._write(Part(tensor, self.shape, tuple(window.offsets)), values)
+                else:  # a part of it flattened, or stacked
+                    whole = like.new_ones(self.shape)
+                    self._write(Part(whole, self.shape, (0,) * len(self.shape)), values)
+                    cut = view(whole.view(tuple(window.global_shape)), window.offsets, tuple(tensor.shape))
+                    tensor.copy_(torch.where(cut == 0, cut, tensor) if self.name == "sparse" else cut)
+
+    def _values(self, like: Tensor, source: Source) -> Tensor | None:
+        """What tells all parts: a matrix, or where a sparse one is zero; nothing for what is not drawn."""
+        rows = self.shape[0]
+        if self.name == "sparse":
+            order = like.new_empty(self.shape, dtype=torch.float32)
+            _uniform_(order, **source(0))
+            first = order.argsort(dim=0, stable=True)[: self._zeros]  # of equal ones the upper
+            return torch.zeros_like(order, dtype=torch.bool).scatter_(0, first, True)
+        if self.name == "orthogonal":
+            return _orthogonal(rows, math.prod(self.shape[1:]), self.parameters[0], like, source(0)).reshape(self.shape)
+        if self.name == "delta_orthogonal":
+            return _orthogonal(rows, self.shape[1], self.parameters[0], like, source(0))
+        return None
+
+    def _write(self, part: Part, values: Tensor | None) -> None:
+        if values is None:
+            write_diagonals(part, self.groups, self.parameters[0])
+        elif self.name == "delta_orthogonal":
+            part.tensor.zero_()
+            centre = centre_of(part)
+            if centre is not None:
+                centre.copy_(view(values, part.offsets[:2], tuple(centre.shape)))
+        else:
+            here = view(values, part.offsets, tuple(part.tensor.shape))
+            part.tensor.masked_fill_(here, 0.0) if self.name == "sparse" else part.tensor.copy_(here)
+
+    def __str__(self) -> str:
+        """In a plan's words."""
+        first = self.parameters[0]
+        words = f" {first:.3g}" if self.name == "sparse" else f" gain {first:.3g}" if first != 1 else ""
+        return self.name + words + (f", groups {self.groups}" if self.groups != 1 else "")
+
+    def __repr__(self) -> str:
+        names = _PARAMETERS.get(self.name, ("gain",))
+        words = [f"{name}={value:.6g}" for name, value in zip(names, self.parameters, strict=True)]
+        words += [f"groups={self.groups}"] * (self.groups != 1)
+        return f"Matrix({', '.join([self.name, *words])})"
 
 
-def _fill(op: str, tensor: Tensor, value: Any) -> Tensor:
-    with torch.no_grad():
-        for part in parts_of(op, tensor):
-            part.tensor.fill_(value)
-    torch.autograd.graph.increment_version(tensor)  # the fills have moved on that of the local tensor
-    return tensor
+def _orthogonal(rows: int, columns: int, gain: float, like: Tensor, place: dict[str, Any]) -> Tensor:
+    """Orthonormal columns, or rows if there are fewer of them, times the gain; uniform among all such (Haar's measure).
+
+    The Q of a normal matrix's QR decomposition, with the signs that make R's diagonal positive: Mezzadri, "How to generate random
+    matrices from the classical compact groups", 2007.
+    """
+    flat = like.new_empty((rows, columns), dtype=torch.float64 if like.dtype is torch.float64 else torch.float32)
+    _normal_(flat, **place)
+    with one_thread():
+        q, r = torch.linalg.qr(flat.t() if rows < columns else flat)
+    q.mul_(torch.where(r.diagonal() < 0, -1.0, 1.0)).mul_(gain)
+    whole: Tensor = q.t() if rows < columns else q
+    return whole
 
 
-def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Fill with the value ``val``, as ``torch.nn.init.constant_``; a ``DTensor`` too.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """LAPACK's sums follow the number of threads, which is not that of one process alone under torchrun."""
+    threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+def _number(op: str, name: str, value: float) -> float:
+    if isinstance(value, Tensor) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{op}: {name} must be a number, but found {type(value).__name__}")
+    number = float(value)
+    if not -math.inf < number < math.inf:  # isfinite() is more than torch.compile understands
+        raise ValueError(f"{op}: {name} must be finite, but found {number}")
+    return number
+
+
+def orthogonal(gain: float = 1.0) -> Matrix:
+    """An orthogonal matrix times ``gain``, as :func:`xinit.orthogonal_` draws it.
 
     Raises:
-        TypeError: if ``tensor`` is not a tensor.
-        ValueError, RuntimeError: for a ``DTensor``, as in :mod:`xinit.init`.
+        TypeError: if ``gain`` is not a number.
+        ValueError: if it is not finite.
 
     Example:
         >>> import torch, xinit
-        >>> xinit.constant_(torch.empty(2), 0.5)
-        tensor([0.5000, 0.5000])
-    """
-    if is_sharded(tensor):
-        return _fill("constant_", tensor, val)
-    parts_of("constant_", tensor)
-    return _torch_constant_(tensor, val)
-
-
-def ones_(tensor: Tensor) -> Tensor:
-    """Fill with ones, as ``torch.nn.init.ones_``; see :func:`constant_`.
-
-    Example:
-        >>> import torch, xinit
-        >>> xinit.ones_(torch.empty(2))
-        tensor([1., 1.])
-    """
-    if is_sharded(tensor):
-        return _fill("ones_", tensor, 1.0)
-    parts_of("ones_", tensor)
-    return _torch_ones_(tensor)
-
-
-def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with zeros, as ``torch.nn.init.zeros_``; see :func:`constant_`.
-
-    Example:
-        >>> import torch, xinit
-        >>> xinit.zeros_(torch.empty(2))
-        tensor([0., 0.])
-    """
-    if is_sharded(tensor):
-        return _fill("zeros_", tensor, 0.0)
-    parts_of("zeros_", tensor)
-    return _torch_zeros_(tensor)
-
-
-def eye_(tensor: Tensor, *, window: Window | None = None) -> Tensor:
-    """Fill a matrix with ones on the diagonal and zeros elsewhere, as ``torch.nn.init.eye_``.
-
-    So a linear layer keeps its input, as much of it as there are outputs.
-
-    Args:
-        tensor: of two dimensions and any dtype; a ``DTensor`` gets this rank's part of the whole.
-        window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
-
-    Raises:
-        ValueError: if the tensor does not have 2 dimensions, or the window does not fit.
-        TypeError, RuntimeError: as in :mod:`xinit.init`.
-
-    Example:
-        >>> import torch, xinit
-        >>> xinit.eye_(torch.empty(2, 3))
-        tensor([[1., 0., 0.],
-                [0., 1., 0.]])
-    """
-    parts = parts_of("eye_", tensor, window)
-    if tensor.dim() != 2:
-        raise ValueError("Only tensors with 2 dimensions are supported")
-    return _write_diagonals(tensor, parts, 1)
-
-
-def dirac_(tensor: Tensor, groups: int = 1, *, window: Window | None = None) -> Tensor:
-    """Fill the weight of a convolution with the Dirac delta, as ``torch.nn.init.dirac_``.
-
-    So the convolution, padded by half its kernel, keeps its input channels, as many of them as each group has outputs: the kernel
-    of output channel d of a group is one at input channel d and the position ``size // 2``, and zero elsewhere.
-
-    Args:
-        tensor: of shape (out, in / groups, ...) with 3, 4 or 5 dimensions, of any dtype; a ``DTensor`` gets this rank's part.
-        groups: of the convolution.
-        window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
-
-    Raises:
-        ValueError: for other numbers of dimensions, if ``groups`` does not divide the first, or the window does not fit.
-        TypeError, RuntimeError: as in :mod:`xinit.init`.
-
-    Example:
-        >>> import torch, xinit
-        >>> w, x = xinit.dirac_(torch.empty(4, 4, 3)), torch.randn(2, 4, 10)
-        >>> torch.equal(torch.conv1d(x, w, padding=1), x)
+        >>> rnn = xinit.init_(torch.nn.RNNCell(4, 8), [{"weight_hh": xinit.orthogonal()}, "torch"], xinit.Key(0))
+        >>> torch.allclose(rnn.weight_hh @ rnn.weight_hh.T, torch.eye(8), atol=1e-6)
         True
     """
-    parts = parts_of("dirac_", tensor, window)
-    if tensor.dim() not in (3, 4, 5):
-        raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
-    if groups < 1 or parts[0].whole[0] % groups:
-        raise ValueError("dim 0 must be divisible by groups")
-    return _write_diagonals(tensor, parts, groups)
+    return Matrix("orthogonal", (_number("orthogonal", "gain", gain),))
 
 
-def _write_diagonals(tensor: Tensor, parts: list[Part], groups: int, value: float = 1.0) -> Tensor:
-    with torch.no_grad():
-        for part in parts:
-            part.tensor.zero_()
-            for diagonal in _diagonals(part, groups):
-                diagonal.fill_(value)
+def delta_orthogonal(gain: float = 1.0) -> Matrix:
+    """A convolution's weight of which only the centre is not zero, and orthogonal, as :func:`xinit.delta_orthogonal_` draws it.
+
+    Raises:
+        TypeError: if ``gain`` is not a number.
+        ValueError: if it is not finite.
+    """
+    return Matrix("delta_orthogonal", (_number("delta_orthogonal", "gain", gain),))
+
+
+def sparse(sparsity: float, std: float = 0.01) -> Matrix:
+    """N(0, std²) with a fraction of each column zero, as :func:`xinit.sparse_` draws it.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if one is not finite, or ``sparsity`` not in [0, 1].
+
+    Example:
+        >>> import torch, xinit
+        >>> xinit.sparse(0.75, std=0.1).resolve((100, 50)).std
+        0.05
+    """
+    fraction = _number("sparse", "sparsity", sparsity)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"sparse: sparsity must be in [0, 1], but found {fraction}")
+    return Matrix("sparse", (fraction, _number("sparse", "std", std)))
+
+
+def identity(gain: float = 1.0) -> Matrix:
+    """``gain`` on a matrix's diagonal and zero elsewhere, as :func:`xinit.eye_` has it for 1.
+
+    Raises:
+        TypeError: if ``gain`` is not a number.
+        ValueError: if it is not finite.
+
+    Example:
+        >>> import torch, xinit
+        >>> layer = xinit.init_(torch.nn.Linear(3, 3), {"weight": xinit.identity(), "bias": xinit.zeros()}, xinit.Key(0))
+        >>> layer(torch.ones(3)).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    return Matrix("identity", (_number("identity", "gain", gain),))
+
+
+def dirac(groups: int = 1, gain: float = 1.0) -> Matrix:
+    """``gain`` times the Dirac delta for the weight of a convolution, as :func:`xinit.dirac_` has it for 1.
+
+    Raises:
+        TypeError: if ``groups`` is not an integer or ``gain`` not a number.
+        ValueError: if ``groups`` is less than 1, or ``gain`` not finite.
+
+    Example:
+        >>> import xinit
+        >>> xinit.dirac(groups=2).resolve((4, 2, 3))
+        Matrix(dirac, gain=1, groups=2)
+    """
+    if isinstance(groups, bool) or not isinstance(groups, SupportsIndex) or isinstance(groups, Tensor):
+        raise TypeError(f"dirac: groups must be an int, but found {type(groups).__name__}")
+    if operator.index(groups) < 1:
+        raise ValueError(f"dirac: groups must be at least 1, but found {groups}")
+    return Matrix("dirac", (_number("dirac", "gain", gain),), groups=operator.index(groups))
+
+
+def orthogonal_(
+    tensor: Tensor,
+    gain: float = 1,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill with an orthogonal matrix times ``gain``, all dimensions but the first taken as one.
+
+    The columns are orthonormal times ``gain``, or the rows if there are fewer, and uniform among all such: the Q of a normal
+    matrix's QR decomposition, signs chosen so that R's diagonal is positive; computed in float32, or float64 if the tensor is.
+    Saxe, McClelland & Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014;
+    Mezzadri, 2007. See :mod:`xinit.init` for the tensor, the other arguments and the errors, and :mod:`xinit.matrices` for which
+    bits are the same where.
+
+    Args:
+        gain: a factor, see :func:`xinit.calculate_gain`. The entries have the standard deviation
+            ``gain / sqrt(max(rows, columns))``.
+
+    Raises:
+        ValueError: also if the tensor has fewer than 2 dimensions, or ``gain`` is not finite.
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.orthogonal_(torch.empty(3, 5), key=xinit.Key(0))
+        >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
+        True
+    """
+    return _fill_matrix("orthogonal_", tensor, orthogonal(gain), generator, key, window)
+
+
+def delta_orthogonal_(
+    tensor: Tensor,
+    gain: float = 1,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill the weight of a convolution with zeros, and its centre with an orthogonal matrix times ``gain``.
+
+    So the convolution, padded by half its kernel, keeps the norm of its input, at any depth: Xiao et al., "Dynamical isometry and
+    a mean field theory of CNNs: how to train 10,000-layer vanilla convolutional neural networks", 2018, and JAX's initializer of
+    this name. The centre is at position ``size // 2``, as for :func:`xinit.dirac_`. See :func:`orthogonal_` for how it is drawn.
+
+    Args:
+        tensor: of shape (out, in, ...) with 3, 4 or 5 dimensions, and out at least as large as in.
+        gain: a factor, see :func:`xinit.calculate_gain`.
+
+    Raises:
+        ValueError: also for other shapes, or if ``gain`` is not finite.
+
+    Example:
+        >>> import torch, xinit
+        >>> w, x = xinit.delta_orthogonal_(torch.empty(8, 4, 3), key=xinit.Key(0)), torch.randn(2, 4, 10)
+        >>> torch.allclose(torch.conv1d(x, w, padding=1).norm(), x.norm())
+        True
+    """
+    return _fill_matrix("delta_orthogonal_", tensor, delta_orthogonal(gain), generator, key, window)
+
+
+def sparse_(
+    tensor: Tensor,
+    sparsity: float,
+    std: float = 0.01,
+    generator: Generator | None = None,
+    *,
+    key: Key | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Fill a matrix with draws from N(0, std²), and a fraction of each column, drawn anew for each, with zeros.
+
+    The draws are those of :func:`xinit.normal_`; zero are the ``ceil(sparsity * rows)`` of a column that come first in a second
+    draw, so a generator advances twice. The bits are the same on every device. Martens, "Deep learning via Hessian-free
+    optimization", 2010. See :mod:`xinit.init` for the tensor, the other arguments and the errors.
+
+    Args:
+        sparsity: the fraction of a column that is zero, in [0, 1].
+        std: of the others.
+
+    Raises:
+        ValueError: also if the tensor does not have 2 dimensions, or ``sparsity`` is not in [0, 1].
+
+    Example:
+        >>> import torch, xinit
+        >>> w = xinit.sparse_(torch.empty(10, 5), 0.75, key=xinit.Key(0))
+        >>> (w == 0).sum(0).tolist()
+        [8, 8, 8, 8, 8]
+    """
+    return _fill_matrix("sparse_", tensor, sparse(sparsity, std), generator, key, window)
+
+
+def _fill_matrix(
+    op: str, tensor: Tensor, what: Matrix, generator: Generator | None, key: Key | None, window: Window | None
+) -> Tensor:
+    parts = parts_of(op, tensor, window)
+    matrix = what.resolve(parts[0].whole)
+    if tensor.dtype not in DTYPES:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise NotImplementedError(f"{op}: not implemented for {tensor.dtype}; supported are {supported}")
+    matrix.check(op, tensor.dtype)
+    if key is not None and not isinstance(key, Key):
+        raise TypeError(f"{op}: key must be an xinit.Key, but found {type(key).__name__}")
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"{op}: generator must be a torch.Generator, but found {type(generator).__name__}")
+    if key is not None and generator is not None:
+        raise ValueError(f"{op}: key and generator exclude each other")
+    if generator is not None and generator.device.type != tensor.device.type and not tensor.is_meta:
+        raise RuntimeError(
+            f"Expected a '{tensor.device.type}' device type for generator but found '{generator.device.type}'"
+        )
+    # What is left to be checked, the operator checks.
+    if what.name == "sparse":
+        fill(_normal_, tensor, what.drawn.parameters, generator, key, window)
+    else:
+        fill(_uniform_, tensor, (0.0, 0.0), None, key or Key(0), window)
+
+    def source(number: int) -> dict[str, Any]:
+        return {"generator": generator} if key is None else {"key": key.fold_in(number).words}
+
+    matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
     if is_sharded(tensor):
-        torch.autograd.graph.increment_version(tensor)  # the fills have moved on that of the local tensor
+        torch.autograd.graph.increment_version(tensor)
     return tensor
-
-
-def _diagonals(part: Part, groups: int) -> Iterator[Tensor]:
-    """What is here of each group's diagonal, in the centre of the kernel."""
-    centre = center_of(part)
-    if centre is None:
-        return
-    rows, columns = part.whole[0] // groups, part.whole[1]
-    top, left = part.offsets[:2]
-    for group in range(groups):
-        start, stop = max(group * rows, top), min((group + 1) * rows, top + centre.shape[0])
-        if start < stop and start - group * rows < columns:
-            yield centre[start - top : stop - top].diagonal(start - group * rows - left)
-
-
-def center_of(part: Part) -> Tensor | None:
-    """The matrix at position ``size // 2`` of a kernel, as much of it as is here, if any."""
-    matrix = part.tensor
-    for whole, offset, size in zip(part.whole[2:], part.offsets[2:], part.tensor.shape[2:], strict=True):
-        at = whole // 2 - offset
-        if not 0 <= at < size:
-            return None
-        matrix = matrix.select(2, at)
-    return matrix

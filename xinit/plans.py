@@ -144,6 +144,8 @@ _NAMES = {"fan_avg": "xavier_{}", "fan_in": "kaiming_{} fan_in", "fan_out": "kai
 
 @lru_cache
 def _words(d: Distribution) -> str:
+    if d.by_whole:
+        return str(d)
     if d.fan:
         family = "{} " + d.fan if d.name == "truncated_normal" else _NAMES[d.fan]
         text = family.format(d.name) + (f" gain {d.parameters[0]:.3g}" if d.parameters[0] != 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.distributions import fill_many_
 from xinit.keys import Key
+from xinit.matrices import one_thread
 from xinit.record import Data, Node, Ref, Store
 from xinit.sharding import view
 from xinit.simplify import box
@@ -94,7 +96,8 @@ def _fill(fill: Any, keyed: tuple[Key, Ref | None] | None, tensor: Any) -> None:
 
 def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: torch.device) -> Any:
     if keyed is None:
-        return node.run(tensor, device=device, generator=None)
+        with one_thread() if "linalg" in node.func.name() else nullcontext():
+            return node.run(tensor, device=device, generator=None)
     key = keyed[0]
     if node.func.namespace == "xinit":
         return node.func(*(tensor(leaf) if isinstance(leaf, Ref) else leaf for leaf in node.args), key=key.words)
