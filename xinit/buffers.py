@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from xinit.calls import default_generator
+from xinit.generators import governed
 from xinit.keys import Key
 from xinit.record import version_of
 from xinit.sharding import is_sharded
@@ -92,10 +91,11 @@ class Buffers:
     ) -> None:
         self.values: list[tuple[Tensor, Tensor | float]] = []
         self.unknown: list[Buffer] = []
-        buffers = [b for b in buffers_of(model) if not left(b.place)]
+        set_elsewhere = {id(module) for site in chosen if site.computed for module in site.computed.modules}
+        buffers = [b for b in buffers_of(model) if not left(b.place) and id(b.module) not in set_elsewhere]
         if not buffers or not every:
             return
-        parameters = _Parameters({id(site.parameter) for site in chosen})
+        parameters = _Parameters({id(part.parameter) for site in chosen for part in site.parts})
         raw: list[Buffer] = []
         for buffer in buffers:
             some, all_ = parameters.chosen(buffer.path)
@@ -215,7 +215,7 @@ class _Way:
     def determined(self, buffers: Sequence[Buffer], key: Key) -> dict[Buffer, Tensor]:
         runs = []
         for fill in (0, 1):
-            with _generators(key, buffers):
+            with governed(key, *(b.tensor.device for b in buffers)):
                 runs.append(self._run(buffers, fill))
         first, second = runs
         return {b: x for b, x in first.items() if b in second and x.shape == b.tensor.shape and _same(x, second[b])}
@@ -292,17 +292,3 @@ def _same(x: Tensor, y: Tensor) -> bool:
         return False
     bits = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (x, y)]
     return torch.equal(*bits)
-
-
-@contextmanager
-def _generators(key: Key, buffers: Sequence[Buffer]) -> Iterator[None]:
-    """The default generators governed by the key; afterwards, as they were."""
-    generators = {default_generator(b.tensor.device): None for b in buffers} | {torch.default_generator: None}
-    states = [(generator, generator.get_state()) for generator in generators]
-    try:
-        for generator, _ in states:
-            generator.manual_seed(key.stream % 2**63)
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)

@@ -24,6 +24,8 @@ def fill(
 ) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
+        _check_kept(op, tensor)
     try:
         if is_sharded(tensor):
             _fill_shard(op, tensor, parameters, generator, key, window)
@@ -37,6 +39,22 @@ def fill(
             raise TypeError(str(error)) from None
         raise
     return tensor
+
+
+def _check_kept(op: Any, tensor: Tensor) -> None:
+    """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
+    if tensor._is_view():
+        return
+    nodes = [tensor.grad_fn]
+    for node in nodes:  # which grows
+        if node is None or len(nodes) > 32:
+            continue
+        if isinstance(getattr(node, "variable", None), torch.nn.Parameter):
+            raise RuntimeError(
+                f"{op.__name__.partition('.')[0]}: the tensor was computed from parameters, so that what is written to it would "
+                f"be lost, as to the weight of a parametrized layer: assign to that, layer.weight = ..., or fill tensor.detach()"
+            )
+        nodes += [following for following, _ in node.next_functions]
 
 
 def fill_scaled(

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.buffers import Buffers, buffers_of
 from xinit.distributions import DTYPES, Blocks, Distribution, zeros
+from xinit.generators import governed
 from xinit.guesses import Judge
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
@@ -201,11 +202,11 @@ def init_(
     """
     if not isinstance(key, Key):
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
-    every = _sites(model, "init_")
+    every = _sites(model, "init_", computed=True)
     if check:  # first, or a rank with an error of its own would leave the others waiting
         Ranks((site.parameter for site in every), "init_").check_key(key)
     sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(model)))
-    _check_memory("init_", sites)
+    _check_memory("init_", [part for site in sites for part in site.parts])
     rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]
     problems = [step.row() for step in steps if step.problem]
@@ -213,8 +214,16 @@ def init_(
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
     buffers = Buffers(model, every, sites, skips(skip, "init_"), key)
-    fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in steps], progress=progress, op="init_")
+    values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
+    direct = [step for step in steps if not step.site.computed]
+    fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")
+    with torch.no_grad():
+        for parameter, value in values:
+            parameter.copy_(value)
     for step in steps:
+        if step.site.computed:
+            step.site.computed.settle(key.fold_in(step.site.name))
+    for step in direct:
         if (
             isinstance(step.what, Distribution)
             and step.what.name == "constant"
@@ -255,7 +264,7 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
         <BLANKLINE>
         2 parameters, 60,200 elements, 235.2 KiB
     """
-    sites = sites_of(model, "plan")
+    sites = sites_of(model, "plan", computed=True)
     chosen = selected(sites, only, skip, "plan")
     rules = Rulebook(recipe, model, "plan")
     rows = tuple(rules.step(site, Key(0)).row() for site in chosen)
@@ -315,7 +324,23 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
     return f"{first:016x}{second:016x}"
 
 
-def _sites(model: nn.Module, op: str) -> list[Site]:
+def _inverted(step: Step, key: Key) -> list[tuple[Tensor, Tensor]]:
+    """What a computed weight makes of the parameters that it is computed from."""
+    site = step.site
+    assert site.computed is not None
+    parameters = [part.parameter for part in site.parts]
+    if any(map(is_sharded, parameters)):
+        raise NotImplementedError(
+            f"init_: {site.name} is computed from {', '.join(part.name for part in site.parts)}, and sharded: call init_ before "
+            f"the model is sharded, use xinit.deferred, or skip= it"
+        )
+    value = torch.empty(site.parameter.shape, dtype=site.parameter.dtype, device=parameters[0].device)
+    fill_writes_([(site.name, value, step.writes)])
+    with torch.no_grad(), governed(key.fold_in(site.name), value.device):
+        return site.computed.inverted(value)
+
+
+def _sites(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
     """Of a model with its parameters in shards, if it is sharded."""
     if isinstance(model, nn.Module):
         fully_sharded = sys.modules.get("torch.distributed.fsdp")
@@ -325,4 +350,4 @@ def _sites(model: nn.Module, op: str) -> list[Site]:
                 f"wraps the model, or use torch.distributed.fsdp.fully_shard"
             )
         reshard(model)
-    return sites_of(model, op)
+    return sites_of(model, op, computed)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from xinit.computed import Computed, computed_of
 from xinit.writes import canonical_name
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -42,26 +43,40 @@ class Site:
     module: nn.Module  # that owns it under this name
     tied: tuple[str, ...] = ()  # its other names
     padding: int | None = None  # the row that an embedding pads with
+    computed: Computed | None = None  # from others, if it is no parameter itself, but as one of them
 
     @property
     def names(self) -> tuple[str, ...]:
         return self.name, *self.tied
 
+    @property
+    def parts(self) -> list[Site]:
+        """The parameters that it is computed from; itself, if it is one."""
+        if self.computed is None:
+            return [self]
+        prefix = self.name.removesuffix(self.name.rpartition(".")[2])
+        return [Site(prefix + leaf, parameter, self.module) for leaf, parameter in self.computed.parameters.items()]
 
-def sites_of(model: nn.Module, op: str) -> list[Site]:
+
+def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
+    """All parameters, or, if asked for, computed weights instead of those that they are computed from."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
     sites: dict[int, Site] = {}
     named: dict[str, Site] = {}
+    parts: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = canonical_name(path)
-        for leaf, parameter in module._parameters.items():
-            if parameter is None:
-                continue
+        weights = computed_of(module) if computed else {}
+        parts |= {f"{prefix}.{leaf}" if prefix else leaf for weight in weights.values() for leaf in weight.parameters}
+        here: list[tuple[str, nn.Parameter | None]] = [*module._parameters.items()]
+        for leaf, parameter in [*((leaf, weight.like) for leaf, weight in weights.items()), *here]:
             name = f"{prefix}.{leaf}" if prefix else leaf
+            if parameter is None or name in parts:
+                continue
             site = sites.get(id(parameter))
             if site is None:
-                site = sites[id(parameter)] = Site(name, parameter, module)
+                site = sites[id(parameter)] = Site(name, parameter, module, computed=weights.get(leaf))
             elif name not in site.names:
                 site.tied += (name,)
             other = named.setdefault(name, site)
