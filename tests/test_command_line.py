@@ -46,7 +46,10 @@ def test_the_command_knows_transformers_configurations(monkeypatch, capsys):
     assert "    2  transformer.h.{0..1}.attn.c_proj.weight " in out
     code, out = command(monkeypatch, capsys, "transformers:T5Config", "num_layers=2")
     assert code == 1
-    assert "CANNOT: no pattern matches it; it belongs to a T5LayerNorm" in out
+    assert "CANNOT: no pattern matches it; it belongs to a T5LayerNorm; its own init ones: put" in out
+    code, out = command(monkeypatch, capsys, "transformers:GemmaConfig", "num_hidden_layers=3", "--recipe", "llama")
+    assert code == 1
+    assert out.count("CANNOT: llama would give ones, its own init zeros: put {'model.layers.*.") == 2
 
 
 @pytest.mark.parametrize(

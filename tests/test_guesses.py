@@ -39,6 +39,7 @@ FAMILIES = {
     "Gemma2ForCausalLM": ("gemma2", set()),
     "Gemma3ForCausalLM": ("gemma3", set()),
     "Qwen3NextForCausalLM": ("qwen3_next", set()),
+    "Qwen3_5ForCausalLM": ("qwen3_5", set()),
     "MambaForCausalLM": ("mamba", set()),
     "xLSTMForCausalLM": ("xlstm", set()),
     "DeepseekV3ForCausalLM": ("deepseek_v3", {"llama", "gpt2", "vit"}),
@@ -181,7 +182,7 @@ def test_a_norm_of_ones_own_is_asked_where_it_normalises(kind):
         xinit.init_(each, "llama", KEY)
         assert each["norm"].weight.tolist() == [1] * 8
     found = problems(nn.ModuleDict({"norm": kind(8, 0.0)}), "llama")
-    assert "norm at zeros: put {'norm.weight': xinit.zeros()}" in found["norm.weight"]
+    assert "normalises at zeros: put {'norm.weight': xinit.zeros()}" in found["norm.weight"]
 
 
 def test_a_norm_that_cannot_be_asked_is_taken_as_it_is_or_refused():

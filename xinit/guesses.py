@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
-from xinit.distributions import Blocks, Distribution
+from xinit.distributions import Blocks, Distribution, constant
 from xinit.own_init import Own, OwnInit
 from xinit.plans import describe
 from xinit.sites import Site
@@ -35,6 +36,8 @@ class Judge:
 
     def __init__(self, model: nn.Module) -> None:
         self.own = OwnInit(model)
+        self.model = model
+        self._set: dict[int, float] | None = None
 
     def problem(self, site: Site, what: Distribution | Blocks, recipe: str) -> str:
         """Why the recipe must not decide this parameter; "" if it may."""
@@ -42,20 +45,25 @@ class Judge:
             return ""
         if _LORA.fullmatch(site.name):
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
-        would = f"{recipe} would give {_words(what)}"
-        what = what.resolve(tuple(site.parameter.shape))
+        resolved = what.resolve(tuple(site.parameter.shape))
         own, complete = self.own.of(site.parameter)
-        if own is not None and not agrees(own, what):
-            return f"{would}, its own init {own}: {_way_out(site, own, recipe)}"
+        if own is not None and not agrees(own, resolved):
+            return self._against(site, what, recipe, "its own init", own)
         if complete:
             return ""
-        held = _held(site.parameter)
-        if held is not None and held == _constant(what):
-            return ""
-        if held is not None and _written(site.parameter):
-            there = Own(Distribution("constant", (held,)))
-            return f"{would}, and it was set to {there}: {_way_out(site, there, recipe)}"
-        return "" if own is not None else self._unfamiliar(site, what, recipe)
+        if self._set is None:
+            self._set = _constants(filter(_written, self.model.parameters()))
+        value = self._set.get(id(site.parameter))
+        if value is not None and not agrees(there := Own(constant(value)), resolved):
+            return self._against(site, what, recipe, "and it was set to", there)
+        problem = "" if own is not None else self._unfamiliar(site, resolved, recipe)
+        if problem and _constants([site.parameter]).get(id(site.parameter)) == _constant(resolved) is not None:
+            return ""  # it holds that already
+        return problem
+
+    @staticmethod
+    def _against(site: Site, what: Distribution, recipe: str, who: str, own: Own) -> str:
+        return f"{recipe} would give {_words(what)}, {who} {own}: {_way_out(site, own, recipe)}"
 
     def hint(self, site: Site, recipe: str) -> str:
         """What is known of a parameter that the recipe has no pattern for."""
@@ -68,20 +76,19 @@ class Judge:
         rule: Any = rule_of(kind)
         if rule is not None and rule(leaf, site.module) is not None:
             return ""
-        constant = _constant(what)
-        if constant == 1.0:
+        value = _constant(what)
+        if value == 1.0:
             at = identity(site.module, leaf)
             if at == 1.0:
                 return ""
             if at == 0.0:
-                own = Own(Distribution("constant", (0.0,)))
-                return f"{recipe} would give ones, and this {kind.__name__} is a norm at zeros: {_way_out(site, own, recipe)}"
+                return self._against(site, what, recipe, f"and this {kind.__name__} normalises at", Own(constant(0.0)))
             return (
                 f"{recipe} would give ones, and it cannot be told whether this {kind.__name__} is then a norm: put "
                 f"{{{glob(site.name)!r}: xinit.ones()}} before {recipe} if it is, or skip= it"
             )
-        known = _BIAS if constant is not None and site.parameter.dim() < 2 else _MATRIX
-        if known.fullmatch(leaf) or (constant is not None and _MATRIX.fullmatch(leaf)):
+        known = _BIAS if value is not None and site.parameter.dim() < 2 else _MATRIX
+        if known.fullmatch(leaf) or (value is not None and _MATRIX.fullmatch(leaf)):
             return ""
         return (
             f"{recipe} does not know {leaf} of a {kind.__name__}, which is no module of torch.nn: put "
@@ -91,12 +98,12 @@ class Judge:
 
 def agrees(own: Own, what: Distribution) -> bool:
     """Whether one may stand for the other: the same constant, or random numbers around the same mean."""
-    value, constant = own.constant, _constant(what)
-    if value is not None:
-        return constant is not None and math.isclose(value, constant, rel_tol=1e-6)
+    value = _constant(what)
+    if own.constant is not None:
+        return value is not None and math.isclose(own.constant, value, rel_tol=1e-6)
     if own.distribution is None:
-        return own.random and constant is None
-    mean = 0.0 if constant is None else constant
+        return own.random and value is None
+    mean = 0.0 if value is None else value
     return abs(_mean(own.distribution) - mean) <= own.distribution.std
 
 
@@ -131,25 +138,39 @@ def _way_out(site: Site, own: Own, recipe: str) -> str:
     return f"put {{{glob(site.name)!r}: xinit.{call}}}, or what you want, before {recipe}"
 
 
-def _held(parameter: nn.Parameter) -> float | None:
-    """The value of all elements of a real, plain parameter, if they have the same and are more than one."""
-    if not plain(parameter) or parameter.is_meta or parameter.is_inference() or parameter.numel() < 2:
-        return None
-    if parameter.layout is not torch.strided or parameter.untyped_storage().nbytes() == 0:
-        return None
+def _constants(parameters: Iterable[nn.Parameter]) -> dict[int, float]:
+    """By id, the value of those of real, plain parameters whose elements, more than one, all have the same."""
+    alike: dict[Any, list[nn.Parameter]] = {}
+    for p in parameters:
+        real = plain(p) and not p.is_meta and not p.is_inference() and p.layout is torch.strided
+        if real and p.dtype.is_floating_point and p.numel() > 1 and p.untyped_storage().nbytes():
+            alike.setdefault((p.device, p.dtype), []).append(p)
+    found = {}
     with torch.no_grad():
-        ends = parameter.as_strided(
-            (2,), (sum((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True)),)
-        )
-        first, last = ends.tolist()
-        if first != last or isinstance(first, complex) or not bool((parameter == first).all()):
-            return None
-    return float(first)
+        for (
+            group
+        ) in alike.values():  # a device is waited for once, and then for those whose first and last elements are equal
+            first, last = torch.stack([_ends(p) for p in group]).double().unbind(1)
+            for p, value, other in zip(group, first.tolist(), last.tolist(), strict=True):
+                if value == other and bool((p.double() if p.dtype.itemsize == 1 else p).eq(value).all()):
+                    found[id(p)] = value
+    return found
+
+
+def _ends(parameter: Tensor) -> Tensor:
+    """Its first and its last element."""
+    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return parameter.as_strided((2,), (last,))
 
 
 def _written(parameter: nn.Parameter) -> bool:
     """Whether somebody wrote it, and it was not a recipe: memory of ``to_empty`` may be constant too."""
-    return parameter._version > 0 and parameter.__dict__.get("_xinit_set") != parameter._version
+    return (
+        plain(parameter)
+        and not parameter.is_inference()
+        and parameter._version > 0
+        and parameter.__dict__.get("_xinit_set") != parameter._version
+    )
 
 
 def identity(module: nn.Module, leaf: str) -> float | None:
