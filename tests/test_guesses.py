@@ -256,6 +256,17 @@ def test_reset_parameters_and_init_weights_of_ones_own_are_asked():
         assert "its own init constant -2" in problems(model, "llama")["gate.bias"]
 
 
+def test_a_table_of_sines_over_drawn_values_is_computed():
+    class Positions(nn.Embedding):
+        def reset_parameters(self):
+            super().reset_parameters()
+            with torch.no_grad():
+                self.weight.copy_(torch.outer(torch.arange(6.0), torch.ones(4)).sin())
+
+    found = problems(nn.ModuleDict({"wpe": Positions(6, 4)}), "llama")
+    assert "its own init computes it by copy_: skip='wpe.weight'" in found["wpe.weight"]
+
+
 def test_lora_is_not_known():
     adapted = nn.ModuleDict(
         {"base_layer": nn.Linear(8, 8), "lora_B": nn.ModuleDict({"default": nn.Linear(2, 8, bias=False)})}

@@ -22,6 +22,7 @@ from xinit.distributions import Distribution
 from xinit.keys import Key
 from xinit.materialize import materialize_
 from xinit.plans import describe
+from xinit.replay import needed
 from xinit.simplify import Record
 from xinit.writes import canonical_name
 
@@ -106,7 +107,7 @@ def own_of(record: Record) -> Own | None:
             return Own(parts[0].distribution)
         return Own(None, ops=tuple(describe(part.distribution) for part in parts))
     ops = tuple(dict.fromkeys(node.func.overloadpacket.__name__ for node in store.until(record.time)))
-    return Own(None, store.random, ops)
+    return Own(None, any(node.random for node in needed(store, record.time)), ops)
 
 
 def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
