@@ -12,6 +12,7 @@ import sys
 import traceback
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.multiprocessing.spawn import ProcessException
@@ -321,6 +322,94 @@ def views(world):
     assert not any(where == Replicate() for _, where in lost)
 
 
+@case(*WORLDS)
+def ranks_seeded_differently(world):
+    """Without a key all take that of the mesh's first rank, and each generator moves on by one draw."""
+    fills = xinit.normal_, xinit.orthogonal_, partial(xinit.sparse_, sparsity=0.5)
+    for (mesh, where), fill in product(placements(world), fills):
+        ours, alone = (torch.Generator().manual_seed(3 + dist.get_rank()) for _ in range(2))
+        expected = fill(torch.empty(6, 6), generator=torch.Generator().manual_seed(3))
+        sharded = distribute_tensor(torch.zeros(6, 6), mesh, where, src_data_rank=None)
+        with Watched() as watched:
+            fill(sharded, generator=ours)
+        assert same(sharded.full_tensor(), expected), (fill, where)
+        assert (watched.collectives > 0) == (world > 1)
+        fill(torch.empty(6, 6), generator=alone)
+        assert torch.equal(ours.get_state(), alone.get_state())
+
+
+@case(2, layout="fsdp")
+@case(4, layout="hsdp")
+@case(4, layout="fsdp+tp")
+def deferred_without_a_key(world, layout):
+    torch.manual_seed(11)
+    whole = xinit.materialize_(deferred("llama"))
+    model = LAYOUTS[layout](deferred("llama"), mesh_for(layout, world))
+    torch.manual_seed(11 + dist.get_rank())
+    xinit.materialize_(model)
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+
+
+@case(4)
+def replicas_that_differ(world):
+    for layout, name in ("hsdp", "layers.1.wo.weight"), ("tp", "norm.weight"):
+        model = LAYOUTS[layout](on_meta("llama"), mesh_for(layout, world)).to_empty(device="cpu")
+        xinit.init_(model, LLAMA, KEY)
+        assert xinit.fingerprint(model) == xinit.fingerprint(plain("llama"))
+        parameter = dict(model.named_parameters())[name]
+        local = parameter._local_tensor if isinstance(parameter, DTensor) else parameter.detach()
+        if dist.get_rank() == 3:
+            local.view(-1)[-1] += 1
+        with raises(
+            RuntimeError, "fingerprint", name if layout == "tp" or dist.get_rank() in (1, 3) else "other ranks"
+        ):
+            xinit.fingerprint(model)
+    hsdp = LAYOUTS["hsdp"](on_meta("llama"), mesh_for("hsdp", world)).to_empty(device="cpu")
+    xinit.init_(hsdp, LLAMA, KEY.fold_in(dist.get_rank() // 2))  # a key for each replica, as a seed of the rank's gives
+    with raises(RuntimeError, "should hold the same of", "layers.0.wq.weight"):
+        xinit.fingerprint(hsdp)
+
+
+@case(4)
+def a_mesh_of_some_ranks(world):
+    """What is on ranks 0 and 1 alone asks nothing of the others, which make the same calls."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    inside = dist.get_rank() < 2
+    sharded = distribute_tensor(torch.zeros(6, 4), mesh, [Shard(0)], src_data_rank=None)
+    ours, alone = (torch.Generator().manual_seed(5 + dist.get_rank()) for _ in range(2))
+    expected = xinit.normal_(torch.empty(6, 4), generator=torch.Generator().manual_seed(5))
+    assert xinit.normal_(sharded, generator=ours) is sharded
+    if inside:
+        assert same(sharded.full_tensor(), expected)
+    xinit.normal_(torch.empty(1), generator=alone)
+    assert torch.equal(ours.get_state(), alone.get_state())
+    xinit.fill_many_([sharded], [xinit.normal()], [KEY])
+
+    def on_mesh(model):
+        def cut(name, module, mesh):
+            for leaf, parameter in module.named_parameters(recurse=False):
+                module.register_parameter(leaf, nn.Parameter(distribute_tensor(parameter, mesh, [Shard(0)])))
+
+        return distribute_module(model, mesh, cut)
+
+    torch.manual_seed(7)
+    by_seed = xinit.materialize_(deferred("uneven"))
+    for make, whole in (
+        (lambda: xinit.init_(on_mesh(MODELS["uneven"][0]()), LLAMA, KEY, check=True), plain("uneven")),
+        (lambda: xinit.materialize_(on_mesh(deferred("uneven")), "cpu"), by_seed),
+    ):
+        torch.manual_seed(7 + dist.get_rank())
+        model = make()
+        if inside:
+            assert_equal_models(model, whole)
+            assert xinit.fingerprint(model) == xinit.fingerprint(whole)
+        else:
+            with raises(ValueError, f"rank {dist.get_rank()} is outside the mesh of the ranks [0, 1]", "group="):
+                xinit.fingerprint(model)
+        assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
+
+
 @case(2, 4)
 def many_at_once(world):
     mesh = init_device_mesh("cpu", (world,))
@@ -404,6 +493,10 @@ def pipeline(world):
     assert_equal_models(model, whole)
     assert xinit.fingerprint(model, group=dist.group.WORLD) == xinit.fingerprint(whole)
     assert xinit.fingerprint(model) != xinit.fingerprint(whole)  # of the stage alone
+    local = by_fsdp(on_meta("llama"), mesh["dp"]).to_empty(device="cpu")  # each stage with names of its own
+    xinit.init_(local, LLAMA, KEY)
+    with raises(ValueError, "fingerprint", "(0, 1) and (2, 3)", "tok_embeddings.weight", "renamed"):
+        xinit.fingerprint(local, group=dist.group.WORLD)
     # The ranks of the same number exchange activations and their gradients.
     x, y = inputs("uneven")
     other = int(mesh.mesh[1 - stage, mesh.get_local_rank("dp")])
@@ -610,12 +703,6 @@ def what_is_wrong(world):
     larger = DeviceMesh("cpu", torch.arange(4), _init_backend=False, _rank=dist.get_rank())
     with raises(ValueError, "has 4 ranks, but the process group 2"):
         xinit.normal_(DTensor.from_local(torch.zeros(1, 4), larger, [Shard(0)], run_check=False), key=KEY)
-    alone = DeviceMesh("cpu", [0])
-    outside = DTensor.from_local(torch.zeros(2, 4), alone, [Replicate()], run_check=False)
-    if dist.get_rank() == 1:
-        with raises(ValueError, "rank 1 is outside the mesh"):
-            xinit.normal_(outside, key=KEY)
-
     # A model is told which parameter, and left as it was.
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = nn.Parameter(partial_sum)
@@ -647,6 +734,10 @@ def meshes_beside_each_other(world):
     assert xinit.fingerprint(model) != whole
     xinit.init_(model, LLAMA, KEY)
     assert xinit.fingerprint(model) == whole
+    if dist.get_rank() == 3:  # what is cut over tp alone is there once for each dp
+        model.layers["0"].w1.weight._local_tensor[0, 0] += 1
+    with raises(RuntimeError, "layers.0.w1.weight" if dist.get_rank() in (1, 3) else "other ranks"):
+        xinit.fingerprint(model)
 
 
 # ---- processes ----

@@ -9,7 +9,7 @@ import torch
 from conftest import KEY, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -180,6 +180,40 @@ def test_each_rank_holds_its_part_of_an_orthogonal_or_sparse_matrix(shape, mesh,
             again = distribute_tensor(torch.full(size, 7.0), mesh_of(rank, *mesh), placements, src_data_rank=None)
             fill_writes_([("weight", again, writes_of("weight", size, what, KEY))])
             assert same(again._local_tensor, expected._local_tensor)
+
+
+@pytest.fixture
+def four_ranks_in_one_process():
+    local_tensor = pytest.importorskip("torch.distributed._local_tensor")
+    torch.distributed.init_process_group("fake", rank=0, world_size=4)
+    yield local_tensor.LocalTensorMode(4)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("placements", [[Shard(0), Shard(0)], [Replicate(), Shard(1)]])
+def test_each_of_many_ranks_in_one_process(four_ranks_in_one_process, placements):
+    alone, generators = torch.nn.Linear(5, 6, bias=False), [torch.Generator().manual_seed(3) for _ in range(2)]
+    by_key = xinit.xavier_normal_(torch.empty(6, 5), key=KEY)
+    by_generator = xinit.normal_(torch.empty(6, 5), generator=generators[0])
+    by_recipe = xinit.init_(alone, "torch", KEY).weight.detach().clone()
+
+    def assert_filled(sharded, whole):
+        assert len(sharded._local_tensor._local_tensors) == 4
+        for rank, part in sharded._local_tensor._local_tensors.items():
+            assert same(part, cut_by_torch(whole, (2, 2), divmod(rank, 2), placements)), rank
+
+    with four_ranks_in_one_process:
+        mesh = init_device_mesh("cpu", (2, 2))
+        sharded = distribute_tensor(torch.zeros(6, 5), mesh, placements)
+        assert_filled(xinit.xavier_normal_(sharded, key=KEY), by_key)
+        assert_filled(xinit.normal_(sharded, generator=generators[1]), by_generator)
+        model = torch.nn.Linear(5, 6, bias=False)
+        model.weight = torch.nn.Parameter(sharded)
+        xinit.init_(model, "torch", KEY)
+        assert_filled(model.weight, by_recipe)
+        found = xinit.fingerprint(model)
+    assert found == xinit.fingerprint(alone)
+    assert torch.equal(*(generator.get_state() for generator in generators))
 
 
 def test_views_are_of_the_local_tensor():

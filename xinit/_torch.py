@@ -34,3 +34,13 @@ def below_vmap() -> AbstractContextManager[Any]:
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)
     guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(keys)
     return guard
+
+
+def simulated_ranks(local: Any, coordinate: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Each simulated rank's part of a ``LocalTensor``, and its coordinate in the mesh.
+
+    ``LocalTensor._local_tensors``, and a coordinate's ``node._local_ints``: no public way leads to one rank of many in a process.
+    Without them a ``DTensor`` is not filled under ``LocalTensorMode``.
+    """
+    at = [axis.node._local_ints for axis in coordinate]
+    return [(part, tuple(axis[rank] for axis in at)) for rank, part in sorted(local._local_tensors.items())]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit import _C
 from xinit.keys import Key
+from xinit.ranks import first_key
 from xinit.sharding import check_view, is_sharded, pieces
 from xinit.window import Window
 
@@ -84,15 +88,48 @@ def _fill_shard(
         raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
     check_view(tensor, op.__name__)
     parts = pieces(tensor, op.__name__)
-    source, state = generator, None
-    if key is None and len(parts) > 1:  # all of them take the key that one draw gives
-        source = generator if generator is not None else default_generator(tensor.device)
-        state = source.get_state()
-    for i, (part, where) in enumerate(parts):
-        if i and source is not None and state is not None:
-            source.set_state(state)
-        op(part, *parameters, generator=source, **_place(op, key, where))
+    captured = _captured(tensor)
+    if key is None and captured and len(parts) > 1:
+        raise RuntimeError(
+            f"{op.__name__}: a CUDA graph cannot record one draw for {len(parts)} places in a shard: pass a key"
+        )
+    if key is not None or 0 in tensor.shape or tensor.is_meta or captured:
+        _fill_parts(op, parts, parameters, generator, key)
+    else:
+        with one_key(op.__name__, tensor, generator) as key:
+            _fill_parts(op, parts, parameters, None, key)
     torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
+
+
+@contextmanager
+def one_key(op: str, tensor: Any, generator: Generator | None) -> Iterator[Key]:
+    """The key of a sharded tensor for all ranks, drawn by the first; all generators advance, but for an error within it."""
+    source = default_generator(tensor.device) if generator is None else generator
+    if not isinstance(source, Generator):
+        raise TypeError(f"{op}: generator must be a torch.Generator, but found {type(source).__name__}")
+    with _disable_current_modes():  # LocalTensorMode's among them, in which nothing has one value
+        state = source.get_state()
+        try:
+            yield first_key(tensor.device_mesh, Key.drawn(source))
+        except Exception:
+            source.set_state(state)
+            raise
+
+
+def _fill_parts(
+    op: Any,
+    parts: Sequence[tuple[Tensor, Window | None]],
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+) -> None:
+    for part, where in parts:
+        op(part, *parameters, generator=generator, **_place(op, key, where))
+
+
+def _captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is recording, which takes the generator's state itself, for each replay."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def default_generator(device: torch.device) -> Generator:

@@ -4,9 +4,9 @@ All of them work in place, without recording gradients, on a tensor of dtype flo
 strides, on CPU or CUDA, and return that tensor. A tensor on the meta device is left as it is; one without elements draws
 nothing.
 
-A ``DTensor`` is filled on each rank with that rank's part of the whole, without communication; fans are those of the whole.
-With a generator, every rank must call alike, with its generator in the same state: each then takes the same key from it, ranks
-without elements included.
+A ``DTensor`` is filled on each rank with that rank's part of the whole; fans are those of the whole. With a key this takes no
+communication. With a generator every rank must call alike: each generator advances, ranks without elements included, and all
+take the key of the mesh's first rank, by a small broadcast.
 
 Besides their own arguments they take
 
@@ -22,7 +22,7 @@ and raise
     RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
         the dtype; a generator of another device; memory that overlaps itself, or was released.
     ValueError: for both a key and a generator; for a window that does not fit; for a ``DTensor`` with a window, with a
-        ``Partial`` placement, with a local tensor that its placements do not give, or on a rank outside its mesh.
+        ``Partial`` placement, or with a local tensor that its placements do not give.
 """
 
 from __future__ import annotations

@@ -84,6 +84,27 @@ class Key:
             self.seed, _folded(self.seed, self.stream, data if isinstance(data, str) else _unsigned("data", data, 0))
         )
 
+    @staticmethod
+    def drawn(generator: torch.Generator) -> Key:
+        """The key that one draw from a generator gives, as each of xinit's functions takes one without a ``key``.
+
+        On a CPU the seed is one 64-bit draw. On CUDA it is the generator's, the stream is its offset / 4, and the offset
+        advances by 4.
+
+        Example:
+            >>> import torch, xinit
+            >>> key = xinit.Key.drawn(torch.Generator().manual_seed(0))
+            >>> w = xinit.normal_(torch.empty(3), generator=torch.Generator().manual_seed(0))
+            >>> torch.equal(w, xinit.normal_(torch.empty(3), key=key))
+            True
+        """
+        if generator.device.type == "cpu":
+            seed = torch.empty((), dtype=torch.int64, device="cpu").random_(-_HALF, None, generator=generator)
+            return Key(int(seed))
+        offset = generator.get_offset()
+        generator.set_offset(offset + 4)
+        return Key(generator.initial_seed(), offset // 4)
+
     @property
     def words(self) -> tuple[int, int]:
         """(seed, stream) as the signed 64-bit integers that ``torch.ops.xinit`` takes."""

@@ -19,7 +19,7 @@ from xinit.keys import Key
 from xinit.ranks import Ranks, offloaded
 from xinit.record import Node, Ref, ordinary_tensors, purge, store_of, version_of
 from xinit.replay import needed, replay
-from xinit.sharding import cut, is_sharded, with_memory
+from xinit.sharding import cut, is_sharded, outside, with_memory
 from xinit.simplify import Record, box, record_of
 from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
 
@@ -119,8 +119,8 @@ def materialize_(
     Args:
         model: what was built, or a part of it, or a module that it is part of.
         device: where; the CPU by default. What FSDP2 offloads to the CPU goes there.
-        key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs; then all
-            ranks must have the same seed.
+        key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs: of a sharded
+            model from that of the mesh's first rank, which tells the others in a small broadcast.
         progress: show a bar; takes tqdm.
         check: whether the ranks first compare their keys, in one small all-reduce.
 
@@ -180,7 +180,7 @@ def _materialize_(
             f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()"
             f"{', or sharded within it: shard a model after the context' if sharded else ''}?"
         )
-    if not targets:
+    if not targets and not any(map(outside, real)):
         raise RuntimeError(
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
             "xinit.deferred()"
@@ -191,7 +191,8 @@ def _materialize_(
             f"materialize_: {', '.join(late)} was written to after the xinit.deferred() context, so that it is not known how"
         )
     if key is None:
-        key = Key(int(torch.empty((), dtype=torch.int64, device="cpu").random_(-(1 << 63), None)))
+        drawn = Key.drawn(torch.default_generator)
+        key = Ranks(model.parameters(), "materialize_").first_key(drawn)
     if check:
         Ranks(model.parameters(), "materialize_").check_key(key)
     elsewhere = [tensor for tensor in real if tensor.device != where]

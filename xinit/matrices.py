@@ -18,7 +18,7 @@ from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 import torch
 from torch import Generator, Tensor
 
-from xinit.calls import fill
+from xinit.calls import fill, one_key
 from xinit.constants import Part, centre_of, parts_of, write_diagonals
 from xinit.distributions import DTYPES, Distribution, normal, zeros
 from xinit.keys import Key
@@ -407,10 +407,16 @@ def _fill_matrix(
     else:
         fill(_uniform_, tensor, (0.0, 0.0), None, key or Key(0), window)
 
-    def source(number: int) -> dict[str, Any]:
-        return {"generator": generator} if key is None else {"key": key.fold_in(number).words}
+    def finish(source: Source) -> None:
+        matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
 
-    matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
+    if key is not None:
+        finish(lambda number: {"key": key.fold_in(number).words})
+    elif is_sharded(tensor) and tensor.numel() and not tensor.is_meta:
+        with one_key(op, tensor, generator) as drawn:
+            finish(lambda number: {"key": drawn.words})
+    else:
+        finish(lambda number: {"generator": generator})
     if is_sharded(tensor):
         torch.autograd.graph.increment_version(tensor)
     return tensor

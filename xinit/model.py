@@ -276,7 +276,8 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
 
     The sum, modulo 2^64 twice, of a function of every element's parameter name, dtype, index and bits. So it is the same on every
     device, in every memory layout, order of parameters and wrapper; a tied parameter counts once, under its first name.
-    Of a sharded model, it is that of the whole, on all ranks: each digests what it holds, and an all-reduce adds that up.
+    Of a sharded model, it is that of the whole, on all ranks: each digests what it holds, and an all-reduce adds that up. What
+    several ranks hold alike counts once, and is compared.
     It tells differences that happen from each other, not those that someone takes pains to hide.
 
     Args:
@@ -287,8 +288,10 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: for a ``DTensor`` that :func:`init_` could not fill.
-        RuntimeError: for parameters on the meta device, or whose memory was released.
+        ValueError: for a ``DTensor`` that :func:`init_` could not fill; on a rank outside the mesh; on all ranks of the group, if
+            two parts of the model have a name in common.
+        RuntimeError: for parameters on the meta device, or whose memory was released; on all ranks, if some that should hold the
+            same of a parameter do not.
         NotImplementedError: for dtypes and layouts that :func:`init_` does not support; for parameters on meshes none of which
             spans the others.
         ImportError: for ``progress`` without tqdm.
@@ -305,23 +308,41 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
     sites = _sites(model, "fingerprint")
     _check_memory("fingerprint", sites)
     ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
+    ranks.check_inside()
+    ranks.check_names({site.name: site.parameter for site in sites})
     parts = [
-        (part, Key(0).fold_in(site.name).words, where)
-        for site in sites
-        if ranks.counts(site.parameter)
-        for part, where in pieces(site.parameter, f"fingerprint: parameter {site.name}")
+        (i, part, Key(0).fold_in(site.name).words, where)
+        for i, site in enumerate(sites)
+        for part, where in _once(pieces(site.parameter, f"fingerprint: parameter {site.name}"))
     ]
-    sums: dict[torch.device, Tensor] = {}  # one a device, so that nothing waits before the end
-    with bar_of("fingerprint", (part for part, _, _ in parts), progress) as bar:
-        for part, key, where in parts:
+    found: dict[torch.device, list[tuple[int, Tensor]]] = {}  # one a device, so that nothing waits before the end
+    with bar_of("fingerprint", (part for _, part, _, _ in parts), progress) as bar:
+        for i, part, key, where in parts:
             window = () if where is None else (where.global_shape, where.offsets)
             digest = torch.ops.xinit.digest(part.detach(), key, *window)
-            sums[part.device] = sums[part.device] + digest if part.device in sums else digest
+            found.setdefault(part.device, []).append((i, digest))
             if progress:
                 digest.cpu()  # or the bar would run ahead of the device
                 bar.update(part.nbytes)
-    first, second = ranks.sum([sum(half) for half in zip((0, 0), *(s.tolist() for s in sums.values()), strict=True)])
+    digests = torch.zeros(len(sites), 2, dtype=torch.int64)
+    for on_one in found.values():
+        indices = torch.tensor([i for i, _ in on_one])
+        digests.index_add_(0, indices, torch.stack([digest for _, digest in on_one]).cpu())
+    parameters = [site.parameter for site in sites]
+    differing = ranks.differing(parameters, digests)
+    counted = digests[[i for i, parameter in enumerate(parameters) if ranks.counts(parameter)]].sum(0).tolist()
+    first, second, wrong = ranks.sum([*counted, len(differing)])
+    if wrong:
+        here = some([sites[i].name for i in differing]) if differing else "parameters of other ranks"
+        raise RuntimeError(
+            f"fingerprint: the ranks that should hold the same of {here} do not: was each initialised with a key of its own?"
+        )
     return f"{first:016x}{second:016x}"
+
+
+def _once(parts: Sequence[tuple[Tensor, Any]]) -> list[tuple[Tensor, Any]]:
+    """Without those that hold the same of the whole, as simulated ranks in one process do."""
+    return list({where and (where.offsets, part.shape): (part, where) for part, where in reversed(parts)}.values())
 
 
 def _inverted(step: Step, key: Key) -> list[tuple[Tensor, Tensor]]:

@@ -6,10 +6,28 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xinit.keys import Key
-from xinit.sharding import is_sharded
+from xinit.sharding import is_sharded, simulated
+
+
+def first_key(mesh: Any, key: Key) -> Key:
+    """That of the mesh's first rank, on all of them: one small broadcast along each dimension, or one in all."""
+    distributed: Any = torch.distributed
+    coordinate = mesh.get_coordinate()
+    if not distributed.is_initialized() or coordinate is None or simulated(mesh) or mesh.size() == 1:
+        return key
+    words = torch.tensor(key.words, device=mesh.device_type)
+    if mesh.size() == distributed.get_world_size():
+        distributed.broadcast(words, int(mesh.mesh.flatten()[0]))
+    else:
+        for dim, size in enumerate(mesh.shape):
+            if size > 1:
+                first = mesh.mesh[(*coordinate[:dim], 0, *coordinate[dim + 1 :])]
+                distributed.broadcast(words, int(first), group=mesh.get_group(dim))
+    seed, stream = words.tolist()
+    return Key(seed, stream % 2**64)
 
 
 class Ranks:
@@ -30,9 +48,10 @@ class Ranks:
         self.device = next((tensor.device for tensor in tensors if not tensor.is_meta), "cpu")
         meshes = {tensor.device_mesh: None for tensor in tensors if is_sharded(tensor)}
         self.members: dict[Any, set[int]] = {mesh: set(mesh.mesh.flatten().tolist()) for mesh in meshes}
-        if meshes:
+        if any(simulated(mesh) for mesh in meshes):
+            self.members = {}  # all of them are here
+        elif meshes:
             self.mesh = self._spanning()
-            self.first = int(self.mesh.mesh.flatten()[0])
 
     def _spanning(self) -> Any:
         largest = max(self.members, key=lambda mesh: len(self.members[mesh]))
@@ -51,15 +70,76 @@ class Ranks:
             f"make all of them of one mesh with named dimensions"
         )
 
+    def first_key(self, key: Key) -> Key:
+        """The first rank's, on all of them."""
+        return key if self.mesh is None else first_key(self.mesh, key)
+
+    def copies(self, tensor: Any) -> list[tuple[Any, int]]:
+        """The dimensions of meshes along which the ranks hold the same of a tensor as this one.
+
+        Of one that is not sharded, all; of one on a part of the mesh, such as that of its tensor-parallel ranks, also those along
+        which other ranks have such a part.
+        """
+        if self.mesh is None:
+            return []
+        if not is_sharded(tensor):
+            return [(self.mesh, dim) for dim in range(self.mesh.ndim)]
+        mesh, here = tensor.device_mesh, self.mesh.get_coordinate()
+        along = [(mesh, dim) for dim, placement in enumerate(tensor.placements) if placement.is_replicate()]
+        if mesh != self.mesh and here is not None:
+            for dim in range(self.mesh.ndim):
+                line = self.mesh.mesh[(*here[:dim], slice(None), *here[dim + 1 :])].tolist()
+                if len(self.members[mesh].intersection(line)) == 1:
+                    along.append((self.mesh, dim))
+        return along
+
     def counts(self, tensor: Any) -> bool:
         """Whether it is this rank that answers for what it holds of a tensor: one of those that hold the same does."""
-        if self.mesh is None:
-            return True
-        if not is_sharded(tensor):
-            return bool(self.mesh.get_rank() == self.first)
-        mesh = tensor.device_mesh
-        replicated = zip(mesh.get_coordinate(), tensor.placements, strict=True)
-        return self.first in self.members[mesh] and all(at == 0 for at, p in replicated if p.is_replicate())
+        inside = all(mesh is None or mesh.get_coordinate() is not None for mesh in (self.mesh, _mesh_of(tensor)))
+        return inside and all(mesh.get_coordinate()[dim] == 0 for mesh, dim in self.copies(tensor))
+
+    def differing(self, tensors: Sequence[Any], digests: Tensor) -> list[int]:
+        """Of which tensors, by their indices, the ranks that should hold the same do not: of a row of two numbers for each.
+
+        One small all-reduce over each dimension of a mesh along which anything is held more than once; if a difference is found
+        anywhere, one more that says where.
+        """
+        shared: dict[tuple[Any, int], list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            for mesh, dim in self.copies(tensor):
+                if mesh.size(dim) > 1 and mesh.get_coordinate() is not None:
+                    shared.setdefault((mesh, dim), []).append(i)
+        found: set[int] = set()
+        for (mesh, dim), indices in shared.items():
+            if _unequal(digests[indices].sum(0), mesh, dim).any():
+                at = _unequal(digests[indices].flatten(), mesh, dim).view(-1, 2).any(1)
+                found.update(i for i, differs in zip(indices, at.tolist(), strict=True) if differs)
+        return sorted(found)
+
+    def check_names(self, holders: dict[str, Any]) -> None:
+        """Raises a ValueError on every rank of the group, if two of them hold different tensors of one name."""
+        if self.group is None:
+            return
+        distributed: Any = torch.distributed
+        mine = {
+            name: tuple(sorted(self.members[mesh]))
+            if (mesh := _mesh_of(tensor) or self.mesh)
+            else distributed.get_rank()
+            for name, tensor in holders.items()
+        }
+        everyone: list[Any] = [None] * distributed.get_world_size(self.group)
+        distributed.all_gather_object(everyone, mine, group=self.group)
+        owners: dict[str, dict[Any, None]] = {}
+        for held in everyone:
+            for name, ranks in held.items():
+                owners.setdefault(name, {})[ranks] = None
+        if twice := [name for name, ranks in owners.items() if len(ranks) > 1]:
+            where = " and ".join(map(str, owners[twice[0]]))
+            raise ValueError(
+                f"{self.op}: the group's ranks {where} each have a parameter {twice[0]} of their own, as for "
+                f"{len(twice) - 1} other names: give a pipeline's stages the names of the whole model, see "
+                f"xinit.parallel.renamed; the group is that of one model's parts, not of its copies"
+            )
 
     def sum(self, numbers: Sequence[int]) -> list[int]:
         """Modulo 2^64, over all ranks; of one that nothing is shared with, its own."""
@@ -73,11 +153,22 @@ class Ranks:
         distributed = torch.distributed
         if not distributed.is_available() or not distributed.is_initialized():
             return
+        if self.mesh is not None and self.mesh.get_coordinate() is None:
+            return  # it fills nothing
         halves = [half for word in (key.seed, key.stream) for half in divmod(word, 2**32)]
         most = self._reduced([*halves, *(-half for half in halves)], "MAX")
         if most[:4] != [-half for half in most[4:]]:
             raise ValueError(
                 f"{self.op}: the ranks have different keys; rank {distributed.get_rank()} has {key}. Nothing has been filled"
+            )
+
+    def check_inside(self) -> None:
+        """Raises a ValueError on a rank that is outside the mesh, and so cannot be told by those inside."""
+        if self.mesh is not None and self.group is None and self.mesh.get_coordinate() is None:
+            raise ValueError(
+                f"{self.op}: rank {torch.distributed.get_rank()} is outside the mesh of the ranks "
+                f"{self.mesh.mesh.flatten().tolist()}: call it there alone, or on all ranks of a group=, such as "
+                f"torch.distributed.group.WORLD"
             )
 
     def _reduced(self, numbers: list[int], how: str) -> list[int]:
@@ -89,6 +180,17 @@ class Ranks:
         for group in groups:
             distributed.all_reduce(total, getattr(distributed.ReduceOp, how), group=group)
         return [int(number) for number in total.tolist()]
+
+
+def _mesh_of(tensor: Any) -> Any:
+    return tensor.device_mesh if is_sharded(tensor) else None
+
+
+def _unequal(numbers: Tensor, mesh: Any, dim: int) -> Tensor:
+    """Which of the 64-bit numbers are not the same on all ranks along that dimension of the mesh."""
+    both = torch.stack((numbers, ~numbers)).to(mesh.device_type)  # ~x orders as -x does, without an overflow
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim))
+    return both[0].cpu() != ~both[1].cpu()
 
 
 def reshard(model: nn.Module) -> None:

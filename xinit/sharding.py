@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xinit._torch import simulated_ranks
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -164,8 +165,8 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
     A rank without elements of a tensor has one view of none.
 
     Raises:
-        ValueError: as for :func:`local_boxes`; if the rank is outside the mesh, the mesh larger than the process group, or the
-            local tensor of another shape than torch gives to that rank. ``name`` is what it calls the tensor.
+        ValueError: as for :func:`local_boxes`; if the mesh is larger than the process group, or the local tensor of another
+            shape than torch gives to that rank. ``name`` is what it calls the tensor.
 
     Example:
         >>> import torch
@@ -175,20 +176,46 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
     """
     if not is_sharded(tensor):
         return [(tensor, None)]
-    local, boxes = local_of(tensor, name)
-    whole = tuple(tensor.shape)
-    if not boxes:
-        return [(local, Window(whole, (0,) * len(whole)))]
-    return [(view(local, box.local, box.shape), Window(whole, box.offsets)) for box in boxes]
+    whole, parts = tuple(tensor.shape), list[tuple[Tensor, Window | None]]()
+    for local, boxes in shards(tensor, name):
+        parts += [(view(local, box.local, box.shape), Window(whole, box.offsets)) for box in boxes]
+        if not boxes:
+            parts.append((local, Window(whole, (0,) * len(whole))))
+    return parts
 
 
 def local_of(tensor: Any, name: str) -> tuple[Tensor, Sequence[Box]]:
-    """A sharded tensor's local one, and its boxes."""
+    """A sharded tensor's local one, and its boxes; those of the first rank, if there are several in this process."""
+    return shards(tensor, name)[0]
+
+
+def shards(tensor: Any, name: str) -> list[tuple[Tensor, Sequence[Box]]]:
+    """A sharded tensor's local one, and its boxes. Of each rank that ``LocalTensorMode`` simulates in this process.
+
+    A rank outside the mesh holds nothing, as for torch, so that all ranks can make the same calls.
+    """
     mesh, local = tensor.device_mesh, tensor._local_tensor
-    shape, coordinate, placements = mesh.shape, mesh.get_coordinate(), tensor.placements
+    if simulated(mesh):
+        ranks = simulated_ranks(local, mesh.get_coordinate())
+        return [(part, _boxes_of(tensor, part, coordinate, name)) for part, coordinate in ranks]
+    if outside(tensor):
+        return [(local.new_empty((0,) * tensor.dim()), ())]
+    return [(local, _boxes_of(tensor, local, mesh.get_coordinate(), name))]
+
+
+def outside(tensor: Any) -> bool:
+    """Whether it is a sharded tensor of which this rank holds nothing, as it is not in the mesh."""
+    return is_sharded(tensor) and tensor.device_mesh.get_coordinate() is None
+
+
+def simulated(mesh: Any) -> bool:
+    """Whether ``LocalTensorMode`` has all ranks of a mesh in this process: they have several coordinates at once."""
+    return type(mesh.get_coordinate()) is list
+
+
+def _boxes_of(tensor: Any, local: Tensor, coordinate: Shape, name: str) -> Sequence[Box]:
+    shape, placements = tensor.device_mesh.shape, tensor.placements
     try:
-        if coordinate is None:
-            raise ValueError(f"rank {mesh.get_rank()} is outside the mesh of the ranks {mesh.mesh.flatten().tolist()}")
         if (ranks := math.prod(shape)) > (group := _world_size()):
             raise ValueError(f"the mesh of shape {tuple(shape)} has {ranks} ranks, but the process group {group}")
         expected, boxes = _layout(tuple(tensor.shape), shape, coordinate, placements)
@@ -201,7 +228,7 @@ def local_of(tensor: Any, name: str) -> tuple[Tensor, Sequence[Box]]:
             f"{tuple(coordinate)} of the mesh {tuple(shape)} by {placements}"
             + (f": dimension {at[0]} differs" if at else "")
         )
-    return local, boxes
+    return boxes
 
 
 def check_view(tensor: Any, name: str) -> None:
@@ -244,9 +271,9 @@ def with_memory(tensor: Any, device: torch.device) -> Tensor:
 
 def cut(whole: Tensor, tensor: Any) -> None:
     """Copy what is the rank's of a whole tensor to a sharded one."""
-    local, boxes = local_of(tensor, "tensor")
-    for box in boxes:
-        view(local, box.local, box.shape).copy_(view(whole, box.offsets, box.shape))
+    for local, boxes in shards(tensor, "tensor"):
+        for box in boxes:
+            view(local, box.local, box.shape).copy_(view(whole, box.offsets, box.shape))
 
 
 def view(tensor: Tensor, start: Iterable[int], shape: Shape) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xinit.distributions import Blocks, Distribution, fill_many_
 from xinit.keys import Key
-from xinit.sharding import Box, is_sharded, local_of, view
+from xinit.sharding import Box, is_sharded, shards, view
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -109,7 +109,7 @@ def fill_writes_(
         Exception: what the fill raises, with the parameter's name; nothing is changed then.
     """
     waves: list[Batch] = [[]]
-    for name, tensor, writes in [_local(*job) for job in jobs]:
+    for name, tensor, writes in [local for job in jobs for local in _locals(*job)]:
         for wave, write in _in_waves(writes):
             if wave == len(waves):
                 waves.append([])
@@ -148,11 +148,13 @@ def bar_of(op: str, parts: Iterable[Tensor], progress: bool) -> Any:
     return tqdm(total=sum(part.nbytes for part in parts), unit="B", unit_scale=True, desc=op)
 
 
-def _local(name: str, tensor: Tensor, writes: Sequence[Write]) -> tuple[str, Tensor, Sequence[Write]]:
+def _locals(name: str, tensor: Tensor, writes: Sequence[Write]) -> list[tuple[str, Tensor, Sequence[Write]]]:
     if not is_sharded(tensor):
-        return name, tensor.detach() if tensor.requires_grad else tensor, writes
-    local, boxes = local_of(tensor, f"parameter {name}")
-    return name, local, [part for write in writes for box in boxes if (part := write.within(box))]
+        return [(name, tensor.detach() if tensor.requires_grad else tensor, writes)]
+    return [
+        (name, local, [part for write in writes for box in boxes if (part := write.within(box))])
+        for local, boxes in shards(tensor, f"parameter {name}")
+    ]
 
 
 def _cut(wave: Batch) -> Iterator[Batch]:
