@@ -102,7 +102,32 @@ def compiled_inside(model):
     return model
 
 
+def in_fabric(model):
+    fabric = pytest.importorskip("lightning.fabric")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fabric.Fabric(accelerator="cpu", devices=1).setup(model)
+
+
+def offloaded(model):
+    wrapper = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    return wrapper.offload_wrapper(model)
+
+
+class Wrapper(nn.Module):
+    """As those of packages that are not here name their part."""
+
+    def __init__(self, part, model):
+        super().__init__()
+        self.add_module(part, model)
+
+
 WRAPPERS = {
+    "Fabric": in_fabric,
+    "Fabric of compile": lambda model: in_fabric(torch.compile(model, backend="eager")),
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+    "offload": offloaded,
+    "FlattenParamsWrapper": partial(Wrapper, "_fpw_module"),
     "DataParallel": nn.DataParallel,
     "compile": partial(torch.compile, backend="eager"),
     "compile inside": compiled_inside,
@@ -561,6 +586,62 @@ def test_a_bar_takes_tqdm(model, monkeypatch):
     with pytest.raises(ImportError, match="fingerprint: progress=True takes tqdm, which is not installed"):
         xinit.fingerprint(model, progress=True)
     xinit.fingerprint(model)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    "construct",
+    [
+        lambda: nn.Linear(4, 0),
+        lambda: nn.Linear(0, 2),
+        lambda: nn.Conv2d(3, 0, 1),
+        lambda: nn.LayerNorm((0,)),
+        lambda: nn.Embedding(0, 3),
+        lambda: nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)),
+    ],
+)
+def test_layers_without_elements(construct):
+    """As LW-DETR has them."""
+    model = construct()
+    plan = xinit.plan(model, "torch")
+    assert not plan.problems
+    assert str(plan)
+    assert xinit.init_(model, "torch", KEY) is model
+    assert xinit.fingerprint(model) == xinit.fingerprint(xinit.init_(construct(), "torch", KEY))
+    with torch.no_grad():
+        model.zero_ = nn.Parameter(torch.empty(0))
+    with pytest.raises(RuntimeError, match=r"parameter zero_ without elements"):
+        xinit.init_(nn.ParameterDict({"zero_": torch.empty(0)}), {"*": xinit.ones()}, KEY)
+
+
+def test_what_zero_leaves_is_no_empty_layer():
+    model = nn.Linear(4, 0)
+    model.bias.ds_id = 0  # as deepspeed marks its own
+    with pytest.raises(RuntimeError, match="parameter bias without elements: has a sharding wrapper released"):
+        xinit.init_(model, "torch", KEY)
+
+
+def test_a_misspelt_glob_is_named():
+    model = layers("a", "b")
+    for recipe in ({"c.*": xinit.ones(), "*": xinit.zeros()}, [{"*.wieght": xinit.ones()}, "torch"]):
+        with pytest.warns(
+            UserWarning, match=r"init_: the recipe's '(c\.\*|\*\.wieght)' matches none of the model's 4 parameters"
+        ):
+            xinit.init_(model, recipe, KEY)
+    recipe = {"*.bias": xinit.zeros(), "a.*": xinit.ones(), "a.weight": xinit.zeros(), "*": xinit.normal()}
+    xinit.init_(model, recipe, KEY, only="b.*")
+    xinit.init_(nn.ModuleDict({"a": nn.Linear(2, 2, bias=False)}), recipe, KEY)
+
+
+def test_an_audit_has_a_row_for_a_lazy_parameter():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    rows = xinit.audit(lazy)
+    assert [name for name, _ in rows][:4] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert all("lazy" in problem for _, problem in rows)
+    lazy(torch.ones(2, 5))
+    assert xinit.audit(lazy) == []
 
 
 def test_a_parameter_that_is_empty_by_its_shape_is_no_released_one():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
 
 from xinit.generators import governed
 from xinit.keys import Key
@@ -119,7 +120,9 @@ class Buffers:
 
 
 def statistic(module: nn.Module, leaf: str) -> float | None:
-    """What the ``reset_parameters`` of batch and instance norms makes their running statistics."""
+    """What batch and instance norms make their running statistics in ``reset_parameters``; and the count of averaged models."""
+    if isinstance(module, AveragedModel):
+        return 0.0 if leaf == "n_averaged" else None
     if not isinstance(module, _NormBase) or not resets_as(type(module), _NormBase):
         return None
     return {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}.get(leaf)

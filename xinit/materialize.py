@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
@@ -336,6 +337,8 @@ def audit(model: nn.Module) -> Audit:
         canonical = canonical_name(name)
         if canonical in problems:
             rows.append((canonical, problems[canonical]))
+        elif is_lazy(tensor):
+            rows.append((canonical, "lazy: without a shape until the model is called with an input"))
         elif known_unwritten(tensor):
             rows.append((canonical, "never written"))
     return rows

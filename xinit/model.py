@@ -55,6 +55,12 @@ class Rulebook:
         self.unused: dict[object, str] = {p: p for _, _, p, source in self.rules if isinstance(p, str)}
         self.judge = Judge(model)
 
+    def misspelt(self, sites: Sequence[Site]) -> list[str]:
+        """The globs that are none of any parameter's; but any model may do without "*.bias" and "*.weight"."""
+        left = [glob for glob in self.unused.values() if glob.lstrip("*.") not in ("bias", "weight")]
+        tried = [(glob, predicate(glob, self.op)) for glob in left]
+        return [g for g, match in tried if not any(match(n, s.parameter, s.module) for s in sites for n in s.names)]
+
     def what(self, site: Site) -> tuple[Distribution | Blocks | None, str]:
         """What the first pattern that matches says, and of which built-in recipe it is, or ""; None if there is none."""
         where = site.name, site.parameter, site.module
@@ -120,8 +126,8 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
         elif parameter.dtype not in DTYPES:
             supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
-        elif parameter.numel() == 0 and parameter.dim() > 1:
-            continue  # as its shape says; what a sharding wrapper leaves has one dimension
+        elif parameter.numel() == 0 and _empty_by_shape(site):
+            continue
         elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
             empty.append(name)
         else:
@@ -140,6 +146,33 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
             f"{op}: {some(empty)} without elements: has a sharding wrapper released the memory? Initialise the model before "
             f"it is wrapped, or skip= them"
         )
+
+
+_SIZES = (
+    *(
+        "out_features",
+        "out_channels",
+        "num_features",
+        "num_channels",
+        "num_parameters",
+        "normalized_shape",
+        "embed_dim",
+    ),
+    "hidden_size",
+)
+
+
+def _empty_by_shape(site: Site) -> bool:
+    """Whether it is for its module to have no elements there, not for a sharding wrapper, which leaves one dimension."""
+    if hasattr(site.parameter, "ds_id"):  # DeepSpeed's, which ZeRO has taken to other ranks
+        return False
+    sizes = [getattr(site.module, name, None) for name in _SIZES]
+    others = [p for p in site.module._parameters.values() if p is not None]
+    return (
+        site.parameter.dim() > 1
+        or any(size == 0 if isinstance(size, int) else isinstance(size, tuple) and 0 in size for size in sizes)
+        or any(other.dim() > 1 and 0 in other.shape for other in others)
+    )
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -189,7 +222,8 @@ def init_(
         ImportError: for ``progress`` without tqdm.
 
     Warns:
-        UserWarning: of buffers that may be raw memory.
+        UserWarning: of buffers that may be raw memory; of globs of the recipe that are no parameter's name, apart from "*.bias"
+            and "*.weight", which any model may do without.
 
     Example:
         >>> import torch, xinit
@@ -230,6 +264,11 @@ def init_(
             and not step.site.parameter.is_inference()
         ):
             step.site.parameter.__dict__["_xinit_set"] = step.site.parameter._version  # see xinit.guesses
+    if misspelt := rules.misspelt(every):
+        warnings.warn(
+            f"init_: the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters",
+            stacklevel=2,
+        )
     if raw := buffers.write():
         warnings.warn(
             f"init_: {some(raw, 'buffer')}, which nothing has written to since to_empty() or the like, may hold what the "

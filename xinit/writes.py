@@ -10,15 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xinit.distributions import Blocks, Distribution, fill_many_
+from xinit.distributions import Blocks, Distribution, fill_many_, zeros
 from xinit.keys import Key
 from xinit.sharding import Box, is_sharded, shards, view
 from xinit.window import Window
 
 Shape = tuple[int, ...]
 
-# The parts that data parallel, compile, sharding and checkpointing wrappers put into a parameter's name.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# The parts that wrappers put into a parameter's name. None of PEFT's, which makes other layers.
+_WRAPPERS = {
+    "module",  # DataParallel, DistributedDataParallel, AveragedModel; DeepSpeed's engine; Megatron's Float16Module
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",  # FullyShardedDataParallel; of torch_xla too
+    "_fpw_module",  # FlattenParamsWrapper of fairscale and torch_xla
+    "_checkpoint_wrapped_module",  # checkpoint_wrapper, offload_wrapper
+    *("_forward_module", "_original_module"),  # Lightning Fabric, which holds the model twice
+}
 
 
 class Write(NamedTuple):
@@ -70,7 +77,8 @@ def writes_of(name: str, shape: Sequence[int], what: Distribution | Blocks, key:
     """
     whole = tuple(shape)
     if isinstance(what, Distribution):
-        distribution = what.resolve(whole) if 0 not in whole else what
+        # Of a shape without elements, nothing is drawn, so that it needs no fans.
+        distribution = what if 0 in whole and not what.fan else zeros() if 0 in whole else what.resolve(whole)
         return [Write(distribution, key.fold_in(name), (0,) * len(whole), whole)]
     if not -len(whole) <= what.axis < len(whole):
         raise ValueError(f"blocks: axis {what.axis} is out of range for a parameter of shape {whole}")
