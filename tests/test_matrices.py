@@ -357,3 +357,40 @@ def test_compiled(fill, distribution, shape, keyed, one_thread):
         torch.manual_seed(1)
         found = torch.compile(call, backend="aot_eager", fullgraph=True)(torch.empty(shape))
     assert torch.equal(bits(found), bits(expected))
+
+
+@matrices
+@pytest.mark.parametrize("keyed", [False, True])
+def test_ensembles(fill, distribution, shape, keyed):
+    """vmap: members differ or not, as they do for what is drawn by any other function; each is what it should be."""
+
+    def member(tensor):
+        return fill(tensor, key=KEY) if keyed else fill(tensor)
+
+    for randomness in "different", "same":
+        found = torch.vmap(member, randomness=randomness)(torch.full((3, *shape), 7.0))
+        assert torch.equal(found[0], found[1]) == (randomness == "same")
+        expected = fill(torch.empty(shape), key=KEY)
+        for each in found:
+            if distribution.name != "sparse":
+                torch.testing.assert_close(each.norm(), expected.norm())
+            assert torch.equal(each.count_nonzero(), expected.count_nonzero())
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        partial(xinit.constant_, val=0.5),
+        xinit.ones_,
+        xinit.zeros_,
+        xinit.eye_,
+        xinit.orthogonal_,
+        partial(xinit.sparse_, sparsity=0.5),
+        lambda w: xinit.dirac_(w.unsqueeze(-1).clone()),
+    ],
+)
+def test_what_is_computed_from_parameters_would_lose_it(fill):
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(RuntimeError, match="computed from parameters"):
+        fill(layer.weight)
+    assert fill(layer.weight.detach().clone()) is not None

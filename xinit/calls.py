@@ -29,7 +29,7 @@ def fill(
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
     if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
-        _check_kept(op, tensor)
+        check_kept(op.__name__.partition(".")[0], tensor)
     try:
         if is_sharded(tensor):
             _fill_shard(op, tensor, parameters, generator, key, window)
@@ -45,7 +45,7 @@ def fill(
     return tensor
 
 
-def _check_kept(op: Any, tensor: Tensor) -> None:
+def check_kept(op: str, tensor: Tensor) -> None:
     """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
     if tensor._is_view():
         return
@@ -55,7 +55,7 @@ def _check_kept(op: Any, tensor: Tensor) -> None:
             continue
         if isinstance(getattr(node, "variable", None), torch.nn.Parameter):
             raise RuntimeError(
-                f"{op.__name__.partition('.')[0]}: the tensor was computed from parameters, so that what is written to it would "
+                f"{op}: the tensor was computed from parameters, so that what is written to it would "
                 f"be lost, as to the weight of a parametrized layer: assign to that, layer.weight = ..., or fill tensor.detach()"
             )
         nodes += [following for following, _ in node.next_functions]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
+from xinit.calls import check_kept
 from xinit.sharding import check_view, is_sharded, pieces
 from xinit.window import Window
 
@@ -34,10 +35,12 @@ def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part
     Raises:
         TypeError: for other types.
         ValueError: for a window that does not fit; for a ``DTensor`` with a window, or one that :mod:`xinit.init` cannot fill.
-        RuntimeError: for a view that would lose the writes.
+        RuntimeError: for a view, or a value of parameters, that would lose the writes.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
+        check_kept(op, tensor)
     if not is_sharded(tensor):
         where = _checked(op, tensor, window)
         return [Part(tensor, tuple(where.global_shape), tuple(where.offsets))]

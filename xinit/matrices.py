@@ -30,6 +30,12 @@ _uniform_, _normal_ = torch.ops.xinit.uniform_.default, torch.ops.xinit.normal_.
 Shape = tuple[int, ...]
 Source = Callable[[int], dict[str, Any]]  # of the tensor's first draw, its second, ...: an operator's key or generator
 
+_COMPUTED = {  # all others in float32
+    torch.float64: torch.float64,
+    torch.complex32: torch.complex64,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
 _PARAMETERS = {"sparse": ("sparsity", "std")}  # of all others, the gain
 _DIMENSIONS = {
     "orthogonal": (range(2, 1 << 30), "2 or more dimensions"),
@@ -126,13 +132,21 @@ class Matrix(Distribution):
         with torch.no_grad():
             values = self._values(like, source)
             for tensor, window in parts:
-                if tuple(window.global_shape) == self.shape:
+                wholes = tuple(window.global_shape)
+                if self.name not in ("orthogonal", "sparse") and wholes == self.shape:
                     self._write(Part(tensor, self.shape, tuple(window.offsets)), values)
-                else:  # a part of it flattened, or stacked
-                    whole = like.new_ones(self.shape)
+                    continue
+                if self.name not in ("orthogonal", "sparse"):  # a part of it flattened, or stacked
+                    whole = like.new_empty(self.shape)
                     self._write(Part(whole, self.shape, (0,) * len(self.shape)), values)
-                    cut = view(whole.view(tuple(window.global_shape)), window.offsets, tuple(tensor.shape))
-                    tensor.copy_(torch.where(cut == 0, cut, tensor) if self.name == "sparse" else cut)
+                else:
+                    assert values is not None
+                    whole = values
+                here = view(whole.reshape(wholes), window.offsets, tuple(tensor.shape))
+                if self.name == "sparse":
+                    _as_bits(tensor).masked_fill_(here, 0)
+                else:
+                    tensor.copy_(here)
 
     def _values(self, like: Tensor, source: Source) -> Tensor | None:
         """What tells all parts: a matrix, or where a sparse one is zero; nothing for what is not drawn."""
@@ -140,8 +154,8 @@ class Matrix(Distribution):
         if self.name == "sparse":
             order = like.new_empty(self.shape, dtype=torch.float32)
             _uniform_(order, **source(0))
-            first = order.argsort(dim=0, stable=True)[: self._zeros]  # of equal ones the upper
-            return torch.zeros_like(order, dtype=torch.bool).scatter_(0, first, True)
+            ranks = order.argsort(dim=0, stable=True).argsort(dim=0)  # of equal ones the upper comes first
+            return ranks < self._zeros
         if self.name == "orthogonal":
             return _orthogonal(rows, math.prod(self.shape[1:]), self.parameters[0], like, source(0)).reshape(self.shape)
         if self.name == "delta_orthogonal":
@@ -149,16 +163,14 @@ class Matrix(Distribution):
         return None
 
     def _write(self, part: Part, values: Tensor | None) -> None:
+        """What is in the centre of a kernel, or on a diagonal."""
         if values is None:
             write_diagonals(part, self.groups, self.parameters[0])
-        elif self.name == "delta_orthogonal":
-            part.tensor.zero_()
-            centre = centre_of(part)
-            if centre is not None:
-                centre.copy_(view(values, part.offsets[:2], tuple(centre.shape)))
-        else:
-            here = view(values, part.offsets, tuple(part.tensor.shape))
-            part.tensor.masked_fill_(here, 0.0) if self.name == "sparse" else part.tensor.copy_(here)
+            return
+        part.tensor.zero_()
+        centre = centre_of(part)
+        if centre is not None:
+            centre.copy_(view(values, part.offsets[:2], tuple(centre.shape)))
 
     def __str__(self) -> str:
         """In a plan's words."""
@@ -173,17 +185,23 @@ class Matrix(Distribution):
         return f"Matrix({', '.join([self.name, *words])})"
 
 
+def _as_bits(tensor: Tensor) -> Tensor:
+    """Of dtypes that torch does not compute with, where zero is zero."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
 def _orthogonal(rows: int, columns: int, gain: float, like: Tensor, place: dict[str, Any]) -> Tensor:
     """Orthonormal columns, or rows if there are fewer of them, times the gain; uniform among all such (Haar's measure).
 
     The Q of a normal matrix's QR decomposition, with the signs that make R's diagonal positive: Mezzadri, "How to generate random
-    matrices from the classical compact groups", 2007.
+    matrices from the classical compact groups", 2007. Of complex numbers, unitary.
     """
-    flat = like.new_empty((rows, columns), dtype=torch.float64 if like.dtype is torch.float64 else torch.float32)
+    flat = like.new_empty((rows, columns), dtype=_COMPUTED.get(like.dtype, torch.float32))
     _normal_(flat, **place)
     with one_thread():
         q, r = torch.linalg.qr(flat.t() if rows < columns else flat)
-    q.mul_(torch.where(r.diagonal() < 0, -1.0, 1.0)).mul_(gain)
+    d = r.diagonal()
+    q.mul_(d.sgn() if d.is_complex() else torch.where(d < 0, -1.0, 1.0)).mul_(gain)
     whole: Tensor = q.t() if rows < columns else q
     return whole
 
@@ -405,7 +423,7 @@ def _fill_matrix(
     if what.name == "sparse":
         fill(_normal_, tensor, what.drawn.parameters, generator, key, window)
     else:
-        fill(_uniform_, tensor, (0.0, 0.0), None, key or Key(0), window)
+        fill(_normal_, tensor, (0.0, 0.0), None, key or Key(0), window)
 
     def finish(source: Source) -> None:
         matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
