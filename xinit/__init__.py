@@ -28,6 +28,7 @@ from xinit.deferred import deferred
 from xinit.distributions import (
     Blocks,
     Distribution,
+    Rows,
     blocks,
     constant,
     fill_many_,
@@ -35,6 +36,7 @@ from xinit.distributions import (
     kaiming_uniform,
     normal,
     ones,
+    rows,
     trunc_normal,
     uniform,
     variance_scaling,
@@ -70,6 +72,7 @@ from xinit.matrices import (
 )
 from xinit.model import fingerprint, init_, plan
 from xinit.plans import Plan, Row
+from xinit.sites import unwritten
 from xinit.window import Window
 
 __all__ = [
@@ -79,6 +82,7 @@ __all__ = [
     "Matrix",
     "Plan",
     "Row",
+    "Rows",
     "Window",
     "accelerate",
     "audit",
@@ -113,12 +117,14 @@ __all__ = [
     "parallel",
     "plan",
     "recipes",
+    "rows",
     "sparse",
     "sparse_",
     "trunc_normal",
     "trunc_normal_",
     "uniform",
     "uniform_",
+    "unwritten",
     "variance_scaling",
     "variance_scaling_",
     "xavier_normal",

@@ -16,9 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from xinit.generators import governed
 from xinit.keys import Key
-from xinit.record import version_of
 from xinit.sharding import is_sharded
-from xinit.sites import Place, Site
+from xinit.sites import Place, Site, known_unwritten, mark_unwritten, never_written
 from xinit.torch_modules import resets_as, rule_of
 from xinit.writes import canonical_name
 
@@ -57,20 +56,6 @@ class Buffer:
         return new if fill == 0 or not new.is_floating_point() else new.fill_(float("nan"))
 
 
-def never_written(tensor: Tensor) -> bool:
-    """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
-    return not (tensor.is_inference() or tensor._version or getattr(tensor, "_is_hf_initialized", False))
-
-
-def known_unwritten(tensor: Tensor) -> bool:
-    """Whether xinit has found it to be unwritten, and it still is."""
-    return bool(tensor.__dict__.get("_xinit_unwritten", -1) == version_of(tensor))
-
-
-def mark_unwritten(tensor: Tensor) -> None:
-    tensor.__dict__["_xinit_unwritten"] = version_of(tensor)
-
-
 class Buffers:
     """What is to be done to a model's buffers when some of its parameters are drawn.
 
@@ -80,6 +65,7 @@ class Buffers:
         chosen: those that are drawn.
         left: whether a buffer is to be left alone.
         key: the model's, for buffers that are random.
+        unwritten: whether all that nothing was written to is to be made, wherever it is.
     """
 
     def __init__(
@@ -89,6 +75,7 @@ class Buffers:
         chosen: Sequence[Site],
         left: Callable[[Place], bool],
         key: Key,
+        unwritten: bool = False,
     ) -> None:
         self.values: list[tuple[Tensor, Tensor | float]] = []
         self.unknown: list[Buffer] = []
@@ -103,6 +90,8 @@ class Buffers:
             rule = statistic(buffer.module, buffer.leaf)
             if all_ and rule is not None:
                 self.values.append((buffer.tensor, rule))
+            elif unwritten and never_written(buffer.tensor):
+                raw.append(buffer)
             elif some and (known_unwritten(buffer.tensor) or parameters.raw(buffer)):
                 (raw if all_ or buffer.derived else self.unknown).append(buffer)
         found = _made_anew(raw, key)

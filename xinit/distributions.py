@@ -240,6 +240,47 @@ def blocks(fused: str, parts: Mapping[str, tuple[int, Distribution]], axis: int 
     return Blocks(fused, tuple((name, size, distribution) for name, (size, distribution) in parts.items()), axis)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What to draw into a part of a parameter, which keeps the rest. Made by :func:`rows`."""
+
+    start: int
+    stop: int | None
+    distribution: Distribution
+    axis: int = 0
+
+
+def rows(start: int, stop: int | None, distribution: Distribution, axis: int = 0) -> Rows:
+    """The rows from ``start`` up to ``stop`` of a parameter, as a recipe's value; the other rows keep their bits.
+
+    They get the values that they would get if all were drawn, and fans are those of the whole: so new rows of a vocabulary have
+    the bits that they have in a model that is new.
+
+    Args:
+        start: as in a slice, and so is ``stop``: negative numbers count from the end, and None is the end.
+        stop: see there.
+        distribution: of what is drawn.
+        axis: the axis along which they are counted.
+
+    Example:
+        >>> import torch, xinit
+        >>> model = torch.nn.Embedding(120, 8)
+        >>> before = model.weight[:100].clone()
+        >>> _ = xinit.init_(model, {"weight": xinit.rows(100, None, xinit.normal(std=0.02))}, xinit.Key(0))
+        >>> torch.equal(model.weight[:100], before), bool(model.weight[100:].abs().max() < 0.2)
+        (True, True)
+    """
+    for bound in (start, stop):
+        if isinstance(bound, bool) or not isinstance(bound, int | None):
+            raise TypeError(f"rows: start and stop must be integers, but found {bound!r}")
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"rows: distribution must be an xinit.Distribution, but found {distribution!r}")
+    return Rows(start, stop, distribution, axis)
+
+
+What = Distribution | Blocks | Rows  # a recipe's values, resolved
+
+
 def fill_many_(
     tensors: Sequence[Tensor],
     distributions: Sequence[Distribution],

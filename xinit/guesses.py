@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
-from xinit.distributions import Blocks, Distribution, constant
+from xinit.distributions import Distribution, What, constant
 from xinit.own_init import Own, OwnInit
 from xinit.plans import describe
 from xinit.sites import Site
@@ -39,7 +39,7 @@ class Judge:
         self.model = model
         self._set: dict[int, float] | None = None
 
-    def problem(self, site: Site, what: Distribution | Blocks, recipe: str) -> str:
+    def problem(self, site: Site, what: What, recipe: str) -> str:
         """Why the recipe must not decide this parameter; "" if it may."""
         if not isinstance(what, Distribution) or not site.parameter.numel():
             return ""

@@ -15,13 +15,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
-from xinit.buffers import known_unwritten, mark_unwritten
 from xinit.keys import Key
 from xinit.ranks import Ranks, offloaded
 from xinit.record import Node, Ref, ordinary_tensors, purge, store_of, version_of
 from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, outside, with_memory
 from xinit.simplify import Record, box, record_of
+from xinit.sites import known_unwritten, mark_unwritten
 from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
 
 

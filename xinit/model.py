@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.buffers import Buffers, buffers_of
-from xinit.distributions import DTYPES, Blocks, Distribution, zeros
+from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.generators import governed
 from xinit.guesses import Judge
 from xinit.keys import Key
@@ -22,7 +22,7 @@ from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
 from xinit.recipes import Recipe, rules_of
 from xinit.sharding import is_sharded, local_of, pieces
-from xinit.sites import Patterns, Site, predicate, selected, sites_of, skips, some
+from xinit.sites import Patterns, Site, patterns_of, predicate, selected, sites_of, skips, some, unwritten
 from xinit.writes import Write, bar_of, fill_writes_, writes_of
 
 
@@ -31,18 +31,19 @@ class Step:
     """What is to be done to one parameter, or why nothing can be."""
 
     site: Site
-    what: Distribution | Blocks | None = None
+    what: What | None = None
     writes: Sequence[Write] = ()
     problem: str = ""
 
     def row(self) -> Row:
         site, method, std = self.site, "", None
         if self.what is not None and self.writes and not self.problem:
-            drawn = self.writes[:-1] if site.padding is not None else self.writes
+            padded = site.padding is not None and not isinstance(self.what, Rows)
+            drawn = self.writes[:-1] if padded and len(self.writes) > 1 else self.writes
             sizes, stds = [math.prod(write.shape) for write in drawn], [write.distribution.std for write in drawn]
             squares = sum(size * std * std for size, std in zip(sizes, stds, strict=True))
             std = stds[0] if len(set(stds)) == 1 else math.sqrt(squares / sum(sizes))
-            method = describe(self.what) + (f", row {site.padding} zero" if site.padding is not None else "")
+            method = describe(self.what) + (f", row {site.padding} zero" if padded else "")
         return Row(site.name, tuple(site.parameter.shape), site.parameter.dtype, method, std, site.tied, self.problem)
 
 
@@ -61,14 +62,14 @@ class Rulebook:
         tried = [(glob, predicate(glob, self.op)) for glob in left]
         return [g for g, match in tried if not any(match(n, s.parameter, s.module) for s in sites for n in s.names)]
 
-    def what(self, site: Site) -> tuple[Distribution | Blocks | None, str]:
+    def what(self, site: Site) -> tuple[What | None, str]:
         """What the first pattern that matches says, and of which built-in recipe it is, or ""; None if there is none."""
         where = site.name, site.parameter, site.module
         for matches, value, pattern, source in self.rules:
             if matches(*where):
                 self.unused.pop(pattern, None)
-                what = value if isinstance(value, Distribution | Blocks) or not callable(value) else value(*where)
-                if isinstance(what, Distribution | Blocks):
+                what = value if isinstance(value, What) or not callable(value) else value(*where)
+                if isinstance(what, What):
                     return what, source
                 if what is not None or what is value:
                     raise TypeError(
@@ -93,9 +94,13 @@ class Rulebook:
         return step
 
 
-def _writes(site: Site, what: Distribution | Blocks, key: Key) -> list[Write]:
+def _writes(site: Site, what: What, key: Key) -> list[Write]:
     shape = tuple(site.parameter.shape)
     writes = writes_of(site.name, shape, what, key)
+    if isinstance(what, Rows):
+        if site.computed is not None:
+            raise ValueError("rows of a computed weight cannot be drawn without the others")
+        return writes
     if site.padding is not None and 0 not in shape:
         writes.append(Write(zeros(), key.fold_in(site.name), (site.padding, 0), (1, shape[1])))
     return writes
@@ -203,7 +208,8 @@ def init_(
             :mod:`xinit.recipes`.
         key: the model's; each parameter uses ``key.fold_in(name)``, its name being without wrappers' parts.
         only: the parameters to fill, which get the bits that they would get among all: a glob on names, a module type, a
-            predicate ``(name, parameter, module) -> bool``, or several of these. A tied parameter goes by any of its names.
+            predicate ``(name, parameter, module) -> bool`` such as :func:`xinit.unwritten`, or several of these. A tied parameter
+            goes by any of its names.
         skip: the parameters to leave as they are, likewise; and, by globs and module types, buffers.
         progress: show a bar, with tqdm.
         check: whether the ranks first compare their keys, in one small all-reduce.
@@ -247,7 +253,7 @@ def init_(
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
-    buffers = Buffers(model, every, sites, skips(skip, "init_"), key)
+    buffers = Buffers(model, every, sites, skips(skip, "init_"), key, unwritten in patterns_of(only))
     values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
     direct = [step for step in steps if not step.site.computed]
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")

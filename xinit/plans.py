@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from xinit.distributions import Blocks, Distribution
+from xinit.distributions import Distribution, Rows, What
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +128,14 @@ def _table(lines: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(rows)
 
 
-def describe(what: Distribution | Blocks) -> str:
+def describe(what: What) -> str:
     """In words."""
     if isinstance(what, Distribution):
         return _words(what)
+    if isinstance(what, Rows):
+        along = f" of axis {what.axis}" if what.axis else ""
+        stop = "" if what.stop is None else what.stop
+        return f"rows {what.start}:{stop}{along}: {_words(what.distribution)}"
     texts = [_words(distribution) for _, _, distribution in what.parts]
     names = [name for name, _, _ in what.parts]
     if len(set(texts)) == 1:

@@ -5,8 +5,8 @@ A recipe is any of
 - a mapping from patterns to values, of which the first that matches a parameter decides. A pattern is a glob on the
   parameter's full name (``"*.bias"`` also matches a ``bias`` at the top), a module type (the parameters that a module of that
   type, or of a subclass, owns itself), or a predicate ``(name, parameter, module) -> bool``. A value is a
-  :class:`xinit.Distribution`, :func:`xinit.blocks`, or a function ``(name, parameter, module)`` that gives one, or None to leave
-  the parameter to the patterns that follow;
+  :class:`xinit.Distribution`, :func:`xinit.blocks`, :func:`xinit.rows`, or a function
+  ``(name, parameter, module)`` that gives one, or None to leave the parameter to the patterns that follow;
 - the name of one of the functions below, for what it returns by default: "torch", "gpt2", "llama", "vit", "mup";
 - a function from the model to a recipe, for what depends on the whole model, such as the number of layers;
 - a sequence of recipes, of which the earlier go first: ``[{"lm_head.weight": xinit.zeros()}, "llama"]``.
@@ -33,8 +33,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from xinit.distributions import (
-    Blocks,
     Distribution,
+    What,
     normal,
     ones,
     trunc_normal,
@@ -46,7 +46,6 @@ from xinit.sites import Pattern, Predicate, depths, predicate
 from xinit.torch_modules import resets_as, rule_of
 from xinit.writes import canonical_name
 
-What = Distribution | Blocks
 Value = What | Callable[[str, nn.Parameter, nn.Module], What | None]
 Rules = Mapping[Any, Value]
 Recipe = Union[str, Rules, Callable[[nn.Module], "Recipe"], Sequence["Recipe"]]  # noqa: UP007 (it names itself)

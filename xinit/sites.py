@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xinit.computed import Computed, computed_of
+from xinit.record import version_of
 from xinit.writes import canonical_name
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -32,6 +33,50 @@ def predicate(pattern: Pattern, op: str) -> Predicate:
     if isinstance(pattern, type | nn.Module) or not callable(pattern):
         raise TypeError(f"{op}: a pattern must be a glob, a module type or a predicate, but found {pattern!r}")
     return pattern
+
+
+def unwritten(name: str, parameter: Tensor, module: nn.Module) -> bool:
+    """A pattern for ``only`` and ``skip``: the parameters that a checkpoint lacks, and what else nothing was written to.
+
+    In a model into which transformers' ``from_pretrained`` has loaded, those that the file did not have, such as a new head,
+    though transformers has drawn them: it flags what it loads. In others, those that nothing was written to in place since they
+    were made: after ``to_empty`` and ``load_state_dict(strict=False)``, what the state lacked, and then buffers are made or named
+    by the same measure; and what :func:`xinit.materialize_` found the constructor never to write. A constructor like
+    ``nn.Parameter(torch.ones(8))`` and ``load_state_dict(assign=True)``, which replaces tensors, leave no such trace: ``skip`` these.
+
+    Example:
+        >>> import torch, xinit
+        >>> with torch.device("meta"):
+        ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> _ = model.to_empty(device="cpu")
+        >>> _ = model[0].load_state_dict(torch.nn.Linear(4, 4).state_dict())
+        >>> [row.name for row in xinit.plan(model, "torch", only=xinit.unwritten).rows]
+        ['1.weight', '1.bias']
+    """
+    return known_unwritten(parameter) or never_written(parameter)
+
+
+def _not_loaded(name: str, parameter: Tensor, module: nn.Module) -> bool:
+    return not _loaded(parameter)
+
+
+def _loaded(tensor: Tensor) -> bool:
+    """Whether transformers has loaded it."""
+    return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def never_written(tensor: Tensor) -> bool:
+    """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
+    return not (tensor.is_inference() or tensor._version or _loaded(tensor))
+
+
+def known_unwritten(tensor: Tensor) -> bool:
+    """Whether xinit has found it to be unwritten, and it still is."""
+    return bool(tensor.__dict__.get("_xinit_unwritten", -1) == version_of(tensor))
+
+
+def mark_unwritten(tensor: Tensor) -> None:
+    tensor.__dict__["_xinit_unwritten"] = version_of(tensor)
 
 
 @dataclass(slots=True)
@@ -112,20 +157,25 @@ def selected(
     return [site for site in chosen if id(site) not in left_out] if left_out else chosen
 
 
-def _each(patterns: Patterns) -> Sequence[Pattern]:
+def patterns_of(patterns: Patterns | None) -> Sequence[Pattern]:
+    """All of them."""
+    if patterns is None:
+        return ()
     return patterns if isinstance(patterns, Sequence) and not isinstance(patterns, str) else [patterns]
 
 
 def skips(skip: Patterns | None, op: str) -> Callable[[Place], bool]:
     """Whether a buffer is to be left alone: by its name or its module's type, for predicates are of parameters."""
-    matches = [predicate(pattern, op) for pattern in _each(skip or ()) if isinstance(pattern, str | type)]
+    matches = [predicate(pattern, op) for pattern in patterns_of(skip) if isinstance(pattern, str | type)]
     return lambda place: any(match(*place) for match in matches)
 
 
 def _matched(sites: list[Site], patterns: Patterns, option: str, op: str, buffers: Iterable[Place] = ()) -> list[Site]:
     found: set[int] = set()
-    for pattern in _each(patterns):
+    for pattern in patterns_of(patterns):
         matches = predicate(pattern, op)
+        if pattern is unwritten and any(_loaded(site.parameter) for site in sites):
+            matches = _not_loaded
         here = [i for i, s in enumerate(sites) if any(matches(name, s.parameter, s.module) for name in s.names)]
         if not here and not any(map(skips(pattern, op), buffers)):
             raise ValueError(f"{op}: {option}={pattern!r} matches none of the model's {len(sites)} parameters")

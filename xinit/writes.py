@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xinit.distributions import Blocks, Distribution, fill_many_, zeros
+from xinit.distributions import Distribution, Rows, What, fill_many_, zeros
 from xinit.keys import Key
 from xinit.sharding import Box, is_sharded, shards, view
 from xinit.window import Window
@@ -69,8 +69,8 @@ class Write(NamedTuple):
         return ((start, start + size) for start, size in zip(self.offsets, self.shape, strict=True))
 
 
-def writes_of(name: str, shape: Sequence[int], what: Distribution | Blocks, key: Key) -> list[Write]:
-    """What fills the parameter of that name from a distribution or from blocks; ``key`` is the model's.
+def writes_of(name: str, shape: Sequence[int], what: What, key: Key) -> list[Write]:
+    """What fills the parameter of that name from a distribution, blocks or rows; ``key`` is the model's.
 
     Raises:
         ValueError: if the distribution does not fit the shape, or the blocks do not fit the name or the shape.
@@ -80,6 +80,8 @@ def writes_of(name: str, shape: Sequence[int], what: Distribution | Blocks, key:
         # Of a shape without elements, nothing is drawn, so that it needs no fans.
         distribution = what if 0 in whole and not what.fan else zeros() if 0 in whole else what.resolve(whole)
         return [Write(distribution, key.fold_in(name), (0,) * len(whole), whole)]
+    if isinstance(what, Rows):
+        return _rows(name, whole, what, key)
     if not -len(whole) <= what.axis < len(whole):
         raise ValueError(f"blocks: axis {what.axis} is out of range for a parameter of shape {whole}")
     axis = what.axis % len(whole)
@@ -99,6 +101,20 @@ def writes_of(name: str, shape: Sequence[int], what: Distribution | Blocks, key:
             writes.append(Write(distribution.resolve(extent), key.fold_in(unfused), offsets, extent))
         start += size
     return writes
+
+
+def _rows(name: str, whole: Shape, what: Rows, key: Key) -> list[Write]:
+    if not -len(whole) <= what.axis < len(whole):
+        raise ValueError(f"rows: axis {what.axis} is out of range for a parameter of shape {whole}")
+    axis = what.axis % len(whole)
+    start, stop, _ = slice(what.start, what.stop).indices(whole[axis])
+    if not start < stop:
+        raise ValueError(f"rows: there are none from {what.start} to {what.stop} along axis {axis} of shape {whole}")
+    ((distribution, inner, *_),) = writes_of(name, whole, what.distribution, key)
+    offsets = (*(0,) * axis, start, *(0,) * (len(whole) - axis - 1))
+    return [
+        Write(distribution, inner, offsets, (*whole[:axis], stop - start, *whole[axis + 1 :]), Window(whole, offsets))
+    ]
 
 
 Batch = list[tuple[str, Tensor, Write]]
