@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ["uniform", "uniform_clamped", "normal", "truncated", "truncated_tail"]
-DTYPES = ["float32", "float64", "float16", "bfloat16"]
+DTYPES = ["float32", "float64", "float16", "bfloat16", "float8"]  # one kernel for all float8
 # Instructions an element in the main loop, at most, for sm_90. float64 has no budget, but must not spill.
 # Xavier's and Kaiming's uniform are unclamped in float32 and clamped in half precision.
 BUDGET = {"uniform": 16, "uniform_clamped": 18, "normal": 40, "truncated": 60, "truncated_tail": 66}
@@ -65,8 +65,8 @@ def kernel_name(mangled):
     """(way, kind, dtype) from a kernel's mangled name; the kernel for many fills has all kinds and dtypes in one."""
     if found := re.search(r"fill_(contiguous|window)ILNS_4KindE(\d)ELNS_5DtypeE(\d)E", mangled):
         return found[1], KINDS[int(found[2])], DTYPES[int(found[3])]
-    if found := re.search(r"digest_windowI([tjm])E", mangled):
-        return "digest", "all", {"t": "bfloat16", "j": "float32", "m": "float64"}[found[1]]
+    if found := re.search(r"digest_windowI([htjm])E", mangled):
+        return "digest", "all", {"h": "float8", "t": "bfloat16", "j": "float32", "m": "float64"}[found[1]]
     return "many", "all", "all"
 
 
@@ -147,9 +147,11 @@ def measure(cubin, report):
         record["double"] = sum(bool(re.search(r"\bD(FMA|MUL|ADD|SETP|MNMX)\b", text)) for _, text in code[name])
         if way == "contiguous":
             loop = main_loop(code[name])
-            elements = stores(loop) / {"float32": 4, "float64": 8}.get(dtype, 2)
+            elements = stores(loop) / {"float32": 4, "float64": 8, "float8": 1}.get(dtype, 2)
             record["instructions"] = round(len(loop) / elements, 2)
-            record["store_bits"] = max(int(w) for text in loop for w in re.findall(r"STG\.E\.(128|64)", text))
+            record["store_bits"] = max(
+                int(w or 32) for text in loop for w in re.findall(r"STG\.E(?:\.(128|64))?", text)
+            )
         records.append(record)
     return records
 
@@ -163,7 +165,7 @@ def failures(records):
         if r["dtype"] not in ("float64", "all") and r["double"]:
             yield f"{name}: {r['double']} double-precision instructions"
         if r["way"] == "contiguous" and r["dtype"] != "float64":
-            if r["store_bits"] != 128:
+            if r["store_bits"] != (32 if r["dtype"] == "float8" else 128):  # of a block
                 yield f"{name}: stores of {r['store_bits']} bits"
             if r["instructions"] > BUDGET[r["kind"]]:
                 yield f"{name}: {r['instructions']} instructions an element, budget {BUDGET[r['kind']]}"

@@ -47,7 +47,11 @@ Dtype parse_dtype(const std::string& name) {
   if (name == "float64") return Dtype::kDouble;
   if (name == "float16") return Dtype::kHalf;
   if (name == "bfloat16") return Dtype::kBFloat16;
-  throw py::value_error("dtype must be float32, float64, float16 or bfloat16, but found " + name);
+  if (name == "float8_e4m3fn") return Dtype::kFloat8E4M3FN;
+  if (name == "float8_e5m2") return Dtype::kFloat8E5M2;
+  if (name == "float8_e4m3fnuz") return Dtype::kFloat8E4M3FNUZ;
+  if (name == "float8_e5m2fnuz") return Dtype::kFloat8E5M2FNUZ;
+  throw py::value_error("dtype must be a floating one that xinit fills, but found " + name);
 }
 
 py::dict describe(const Distribution& d) {

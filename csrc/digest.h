@@ -16,14 +16,16 @@ struct Digest {
   }
 };
 
-// The words of the key's first block, and the dtype: the same bits of another dtype are another value.
+// The words of the key's first block, and the dtype: the same bits of another dtype, or of a complex tensor's real
+// view, are another value.
 struct DigestKey {
   uint64_t low, high;
 };
-XINIT_HD DigestKey digest_key(Key key, Dtype dtype) {
+XINIT_HD DigestKey digest_key(Key key, Dtype dtype, bool complex = false) {
   const Words words = philox_block(key.stream, 0, schedule(key.seed));
-  return {(words.w[0] | static_cast<uint64_t>(words.w[1]) << 32) + static_cast<uint64_t>(dtype),
-          words.w[2] | static_cast<uint64_t>(words.w[3]) << 32};
+  const uint64_t code = static_cast<uint64_t>(dtype) + (complex ? kDtypes : 0);
+  return {(words.w[0] | static_cast<uint64_t>(words.w[1]) << 32) + code, words.w[2] | static_cast<uint64_t>(words.w[3])
+                                                                                          << 32};
 }
 
 // Where the index comes in: a Weyl sequence, of that step from each index to the next.
@@ -62,6 +64,7 @@ template <class F>
 auto with_bits_of(Dtype dtype, F&& f) {
   if (dtype == Dtype::kDouble) return f(uint64_t{});
   if (dtype == Dtype::kFloat) return f(uint32_t{});
+  if (is_float8(dtype)) return f(uint8_t{});
   return f(uint16_t{});
 }
 

@@ -21,6 +21,14 @@ Format format(Dtype dtype) {
       return {11, -14, 65504.0};
     case Dtype::kBFloat16:
       return {8, -126, 0x1.fep127};
+    case Dtype::kFloat8E4M3FN:
+      return {4, -6, 448.0};
+    case Dtype::kFloat8E5M2:
+      return {3, -14, 57344.0};
+    case Dtype::kFloat8E4M3FNUZ:
+      return {4, -7, 240.0};
+    case Dtype::kFloat8E5M2FNUZ:
+      return {3, -15, 57344.0};
     case Dtype::kDouble:
       break;
   }
@@ -91,8 +99,11 @@ double round_down(double x, Dtype dtype, bool strictly) {
 
 Distribution constant(double value) {
   Distribution d;
-  d.kind = Kind::kUniform;
   d.shift = static_cast<float>(value);
+  if (value == 0 && std::signbit(value)) {  // which a sum would lose: as a bound it is kept
+    d.kind = Kind::kUniformClamped;
+    d.low_wide = d.high_wide = d.low = d.high = -0.0f;
+  }
   return d;
 }
 

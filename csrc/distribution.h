@@ -26,7 +26,17 @@ struct Distribution {
   double low_wide = 0, high_wide = 0;  // which are these for float64
 };
 
-enum class Dtype : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+enum class Dtype : int32_t {
+  kFloat,
+  kDouble,
+  kHalf,
+  kBFloat16,
+  kFloat8E4M3FN,
+  kFloat8E5M2,
+  kFloat8E4M3FNUZ,
+  kFloat8E5M2FNUZ
+};
+constexpr uint64_t kDtypes = 8;
 
 // The least value of dtype >= x, and the greatest <= x (or < x).
 double round_up(double x, Dtype dtype);

@@ -41,6 +41,18 @@ struct Element<Dtype::kBFloat16> {
   using type = uint16_t;
 };
 
+// One loop serves the four float8 dtypes, told by numbers in which they differ: it is compiled for this one.
+constexpr Dtype kFloat8 = Dtype::kFloat8E4M3FN;
+constexpr bool is_float8(Dtype dtype) { return dtype >= kFloat8; }
+template <>
+struct Element<kFloat8> {
+  using type = uint8_t;
+};
+
+constexpr int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : is_float8(dtype) ? 1 : 2;
+}
+
 template <Kind value>
 using KindTag = std::integral_constant<Kind, value>;
 template <Dtype value>
@@ -51,6 +63,8 @@ XINIT_ANY_CALLEE
 template <class K, class F>
 XINIT_HD auto specialize(K kind, Dtype dtype, F&& f) {
   switch (dtype) {
+    case Dtype::kFloat:
+      return f(kind, DtypeTag<Dtype::kFloat>{});
     case Dtype::kDouble:
       return f(kind, DtypeTag<Dtype::kDouble>{});
     case Dtype::kHalf:
@@ -58,7 +72,7 @@ XINIT_HD auto specialize(K kind, Dtype dtype, F&& f) {
     case Dtype::kBFloat16:
       return f(kind, DtypeTag<Dtype::kBFloat16>{});
     default:
-      return f(kind, DtypeTag<Dtype::kFloat>{});
+      return f(kind, DtypeTag<kFloat8>{});
   }
 }
 XINIT_ANY_CALLEE

@@ -7,7 +7,9 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "digest.h"
 #include "float_environment.h"
 #include "plan.h"
 
@@ -41,11 +43,30 @@ Source check_source(const Arguments& args) {
   return {key_of(args.op, *args.key), std::nullopt};
 }
 
+bool supported(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+    case at::kDouble:
+    case at::kHalf:
+    case at::kBFloat16:
+    case at::kComplexFloat:
+    case at::kComplexDouble:
+    case at::kComplexHalf:
+    case at::kFloat8_e4m3fn:
+    case at::kFloat8_e5m2:
+    case at::kFloat8_e4m3fnuz:
+    case at::kFloat8_e5m2fnuz:
+      return true;
+    default:
+      return false;
+  }
+}
+
 void check_readable(const char* op, const at::Tensor& self) {
   const auto type = self.scalar_type();
-  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16,
-                              '"', op, "\" not implemented for '", type,
-                              "': supported are Float, Double, Half and BFloat16");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      supported(type), '"', op, "\" not implemented for '", type,
+      "': supported are Float, Double, Half, BFloat16, the complex ones of these, and float8 with a mantissa");
   if (self.is_meta() || self.numel() == 0) return;
   int64_t last = self.storage_offset();
   for (int64_t d = 0; d < self.dim(); ++d) last += (self.size(d) - 1) * self.stride(d);
@@ -54,10 +75,14 @@ void check_readable(const char* op, const at::Tensor& self) {
               " bytes, but its storage has ", self.storage().nbytes(), ": was it released by a sharding wrapper?");
 }
 
+}  // namespace
+
 void check_tensor(const char* op, const at::Tensor& self) {
   check_readable(op, self);
   if (!self.is_meta()) at::assert_no_internal_overlap(self);
 }
+
+namespace {
 
 bool concrete(at::SymIntArrayRef sizes) {
   for (const auto& size : sizes)
@@ -106,15 +131,40 @@ std::optional<Part> part_of(const char* op, const at::Tensor& self, at::Optional
   return part;
 }
 
-std::vector<Placed> windows_of(const at::Tensor& self, const Part& part) {
+// Of a complex tensor, those of its real view, in which element i is 2i and 2i + 1; or of one half of these.
+enum class Half { kBoth, kReal, kImaginary };
+std::vector<Placed> windows_of(const at::Tensor& self, const Part& part, Half half = Half::kBoth) {
+  const int64_t numbers = self.is_complex() ? 2 : 1, first = half == Half::kImaginary ? 1 : 0;
   std::vector<Dim> dims;
-  uint64_t step = 1, base = 0;
+  if (numbers == 2 && half == Half::kBoth) dims.push_back({2, 1, 1});
+  uint64_t step = static_cast<uint64_t>(numbers), base = static_cast<uint64_t>(first);
   for (size_t d = part.whole.size(); d-- > 0;) {
-    dims.push_back({self.size(static_cast<int64_t>(d)), self.stride(static_cast<int64_t>(d)), step});
+    dims.push_back({self.size(static_cast<int64_t>(d)), self.stride(static_cast<int64_t>(d)) * numbers, step});
     base += static_cast<uint64_t>(part.offsets[d]) * step;
     step *= static_cast<uint64_t>(part.whole[d]);
   }
-  return make_windows(base, std::move(dims));
+  std::vector<Placed> windows = make_windows(base, std::move(dims));
+  for (Placed& placed : windows) placed.offset += first;
+  return windows;
+}
+
+// The fills of a part, their key still to be given. A mean or a constant is a real number, and so that of the real
+// parts alone.
+std::vector<Fill> fills_of(const at::Tensor& self, const Part& part, const Distribution& distribution) {
+  const Dtype dtype = dtype_of(self);
+  char* const data = static_cast<char*>(self.mutable_data_ptr());
+  std::vector<Fill> fills;
+  const auto add = [&](const Distribution& drawn, Half half) {
+    for (const Placed& placed : windows_of(self, part, half))
+      fills.push_back({data + placed.offset * size_of(dtype), dtype, {}, drawn, placed.window});
+  };
+  if (!self.is_complex() || (distribution.shift == 0 && !std::signbit(distribution.shift))) {
+    add(distribution, Half::kBoth);
+  } else {
+    add(distribution, Half::kReal);
+    add(distribution.kind == Kind::kNormal ? normal(0, distribution.scale) : constant(0), Half::kImaginary);
+  }
+  return fills;
 }
 
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
@@ -131,7 +181,7 @@ void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   const Plan plan = make_plan(
       Target{args.op, args.self.dtype(), dtype_of(args.self), {part->whole.begin() + batch, part->whole.end()}});
   if (!plan || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
-  backend.fill(args.self, *plan, windows_of(args.self, *part), source);
+  backend.fill(args.self, fills_of(args.self, *part, *plan), source);
 }
 
 template <class... Parameters>
@@ -203,7 +253,10 @@ void plan_one(const char* op, const Many& many, size_t i, size_t dim, size_t par
   const Plan plan = plan_named({op, self.dtype(), dtype_of(self), part.whole}, named);
   if (self.is_meta() || empty(part.local)) return;
   const Key key = key_of(op, many.keys.slice(2 * i, 2));
-  for (const Fill& fill : fills_of(self, *plan, windows_of(self, part), key)) fills.push_back(fill);
+  for (Fill& fill : fills_of(self, part, *plan)) {
+    fill.key = key;
+    fills.push_back(fill);
+  }
 }
 
 // Everything is checked before the first tensor changes; tensors without elements are passed over.
@@ -234,10 +287,10 @@ at::Tensor digest(const Backend& backend, const at::Tensor& self, at::IntArrayRe
   const Key checked = key_of(op, key);
   const auto part = part_of(op, self, global_shape, offsets);
   if (!part || self.is_meta()) return at::empty({2}, self.options().dtype(at::kLong));
-  return backend.digest(self, windows_of(self, *part), checked);
+  return backend.digest(self, windows_of(self, *part), digest_key(checked, dtype_of(self), self.is_complex()));
 }
 
-constexpr Backend kMeta{[](const at::Tensor&, const Distribution&, const std::vector<Placed>&, const Source&) {},
+constexpr Backend kMeta{[](const at::Tensor&, std::vector<Fill>, const Source&) {},
                         [](const at::Tensor&, const std::vector<Fill>&) {}, nullptr};
 
 }  // namespace
@@ -265,24 +318,24 @@ std::string twin(const std::string& name) {
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kDouble:
+    case at::kComplexDouble:
       return Dtype::kDouble;
     case at::kHalf:
+    case at::kComplexHalf:
       return Dtype::kHalf;
     case at::kBFloat16:
       return Dtype::kBFloat16;
+    case at::kFloat8_e4m3fn:
+      return Dtype::kFloat8E4M3FN;
+    case at::kFloat8_e5m2:
+      return Dtype::kFloat8E5M2;
+    case at::kFloat8_e4m3fnuz:
+      return Dtype::kFloat8E4M3FNUZ;
+    case at::kFloat8_e5m2fnuz:
+      return Dtype::kFloat8E5M2FNUZ;
     default:
       return Dtype::kFloat;
   }
-}
-
-std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
-                           const Key& key) {
-  char* const data = static_cast<char*>(self.mutable_data_ptr());
-  const int64_t size = static_cast<int64_t>(self.element_size());
-  std::vector<Fill> fills;
-  for (const Placed& placed : windows)
-    fills.push_back({data + placed.offset * size, dtype_of(self), key, distribution, placed.window});
-  return fills;
 }
 
 void register_ops(torch::Library& library, Backend backend) {

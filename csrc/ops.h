@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "digest.h"
 #include "fill.h"
 
 namespace xinit {
@@ -21,13 +22,13 @@ struct Source {
 
 // What a device has to be able to do.
 struct Backend {
-  // Fills the windows of a checked tensor. Takes from the generator even if there is no window to fill: a rank whose
-  // shard is empty advances like the others.
-  void (*fill)(const at::Tensor& self, const Distribution&, const std::vector<Placed>&, const Source&);
+  // Fills a checked tensor, all with the source's key. Takes from the generator even if there is nothing to fill: a
+  // rank whose shard is empty advances like the others.
+  void (*fill)(const at::Tensor& self, std::vector<Fill> fills, const Source&);
   // Many fills at once, on this tensor's device.
   void (*fill_many)(const at::Tensor& on, const std::vector<Fill>& fills);
   // Two integers on the tensor's device: see digest.h.
-  at::Tensor (*digest)(const at::Tensor& self, const std::vector<Placed>&, const Key&);
+  at::Tensor (*digest)(const at::Tensor& self, const std::vector<Placed>&, const DigestKey&);
 };
 
 // An op that fills in place, and what it takes between the tensor and the arguments that all take. Each has a twin, of
@@ -39,13 +40,13 @@ struct Op {
 std::string twin(const std::string& name);
 const std::vector<Op>& ops();
 
+// Whether it can be filled: else the error.
+void check_tensor(const char* op, const at::Tensor& self);
+
 // Registers every op for the library's dispatch key. Each device's file calls it, at its end.
 void register_ops(torch::Library& library, Backend backend);
 
-// The fills of a tensor's windows.
-std::vector<Fill> fills_of(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
-                           const Key& key);
-
+// Of a complex tensor, that of its real and imaginary parts.
 Dtype dtype_of(const at::Tensor& tensor);
 
 }  // namespace xinit

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <c10/core/ScalarTypeToTypeMeta.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -20,6 +21,15 @@ void check_normal(const Target& target, double mean, double std) {
   TORCH_CHECK(std >= 0, "normal expects std >= 0.0, but found std ", std);
   check_in_range(target, "std", std);
   check_in_range(target, "mean", mean);
+}
+
+bool is_complex(const Target& target) { return c10::isComplexType(c10::typeMetaToScalarType(target.type)); }
+
+// As torch refuses some of them: which part of the plane such an interval would be is not said.
+void check_real(const Target& target) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!is_complex(target), '"', target.op, "\" not implemented for '",
+                              c10::typeMetaToScalarType(target.type),
+                              "': of complex tensors, normal distributions and constants are supported");
 }
 
 template <class Make>
@@ -63,6 +73,7 @@ size_t axis_of(int64_t axis, size_t dims, const char* argument) {
 }  // namespace
 
 Plan plan_uniform(const Target& target, double a, double b) {
+  check_real(target);
   check_in_range(target, "from", a);
   check_in_range(target, "to", b);
   TORCH_CHECK(a <= b, "uniform_ expects to return a [from, to) range, but found from=", a, " > to=", b);
@@ -71,10 +82,12 @@ Plan plan_uniform(const Target& target, double a, double b) {
 
 Plan plan_normal(const Target& target, double mean, double std) {
   check_normal(target, mean, std);
-  return normal(mean, std);
+  // The variance of a complex number is that of its real and its imaginary part together.
+  return normal(mean, is_complex(target) ? std / std::sqrt(2.0) : std);
 }
 
 Plan plan_trunc_normal(const Target& target, double mean, double std, double a, double b) {
+  check_real(target);
   check_normal(target, mean, std);
   check_in_range(target, "a", a);
   check_in_range(target, "b", b);

@@ -1,5 +1,5 @@
-// What autograd and functionalization (of torch.compile and torch.func.functionalize) ask of an op, whatever its
-// device. Boxed, so that each is written once for all ops. For vmap see xinit/vmap.py.
+// What autograd, functionalization (of torch.compile and torch.func.functionalize) and lazy views ask of an op,
+// whatever its device. Boxed, so that each is written once for all ops. For vmap see xinit/vmap.py.
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -62,6 +62,28 @@ void fill_functional(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
+// Lazily conjugated or negated views, of which memory of their own is filled and then copied to them. Torch's fallback
+// for these takes it that an operator returns what it has written.
+void fill_lazy_views(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  std::vector<std::pair<at::Tensor, at::Tensor>> filled;
+  const auto resolved = [&](const at::Tensor& tensor) {
+    if (!tensor.is_conj() && !tensor.is_neg()) return tensor;
+    check_tensor(op.schema().name().c_str(), tensor);
+    filled.emplace_back(tensor, tensor.resolve_conj().resolve_neg());
+    return filled.back().second;
+  };
+  c10::IValue& first = torch::jit::peek(*stack, 0, op.schema().arguments().size());
+  if (first.isTensor()) {
+    first = resolved(first.toTensor());
+  } else {
+    c10::List<at::Tensor> tensors;
+    for (const at::Tensor& tensor : tensors_of(first)) tensors.push_back(resolved(tensor));
+    first = tensors;
+  }
+  op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Conjugate), stack);
+  for (const auto& [view, values] : filled) view.copy_(values);
+}
+
 // All that fill in place; each has a twin.
 std::vector<std::string> fills() {
   std::vector<std::string> names{"fill_many_"};
@@ -87,6 +109,16 @@ TORCH_LIBRARY_IMPL(xinit, ADInplaceOrView, m) {
 TORCH_LIBRARY_IMPL(xinit, Functionalize, m) {
   for (const std::string& name : fills())
     m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&fill_functional>());
+}
+
+TORCH_LIBRARY_IMPL(xinit, Conjugate, m) {
+  for (const std::string& name : fills())
+    m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&fill_lazy_views>());
+}
+
+TORCH_LIBRARY_IMPL(xinit, Negative, m) {
+  for (const std::string& name : fills())
+    m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&fill_lazy_views>());
 }
 
 }  // namespace xinit

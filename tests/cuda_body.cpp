@@ -20,9 +20,11 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1}, {1, 33}, {7, 96}, {132, 256}};
 constexpr int64_t kGuard = 64;
-constexpr size_t kSizes[] = {4, 8, 2, 2};
 constexpr const char* kKinds[] = {"uniform", "uniform clamped", "normal", "truncated", "truncated tail"};
-constexpr const char* kDtypes[] = {"float32", "float64", "float16", "bfloat16"};
+constexpr const char* kDtypeNames[] = {"float32",       "float64",     "float16",         "bfloat16",
+                                       "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"};
+constexpr Dtype kAll[] = {Dtype::kFloat,        Dtype::kDouble,     Dtype::kHalf,           Dtype::kBFloat16,
+                          Dtype::kFloat8E4M3FN, Dtype::kFloat8E5M2, Dtype::kFloat8E4M3FNUZ, Dtype::kFloat8E5M2FNUZ};
 
 long compared = 0, groups = 0;
 uint64_t digest = 14695981039346656037u;  // FNV-1a over all that the CPU filled
@@ -45,7 +47,7 @@ Distribution distribution(int kind, Dtype dtype) {
 // One fill of a buffer of bytes, by f, between guard bytes that must stay.
 template <class F>
 std::vector<char> filled(Fill job, int64_t extent, int64_t shift, F f) {
-  const int64_t size = static_cast<int64_t>(kSizes[static_cast<int>(job.dtype)]);
+  const int64_t size = size_of(job.dtype);
   std::vector<char> buffer(static_cast<size_t>((extent + shift) * size + 2 * kGuard), 0x5a);
   char* aligned = buffer.data() + (16 - reinterpret_cast<uintptr_t>(buffer.data()) % 16) % 16 + 32;
   job.out = aligned + shift * size;
@@ -69,7 +71,7 @@ void run_threads(const CudaFill& job, Shape shape, bool backwards) {
 
 void fail(const char* how, const Fill& fill, int kind, Shape shape) {
   std::printf("%s differs: %s %s base %llu run %lld launch %llux%llu\n", how, kKinds[kind],
-              kDtypes[static_cast<int>(fill.dtype)], static_cast<unsigned long long>(fill.window.base),
+              kDtypeNames[static_cast<int>(fill.dtype)], static_cast<unsigned long long>(fill.window.base),
               static_cast<long long>(fill.window.run), static_cast<unsigned long long>(shape.blocks),
               static_cast<unsigned long long>(shape.threads));
   std::exit(1);
@@ -93,7 +95,7 @@ void compare(uint64_t base, const std::vector<Dim>& dims, int64_t extent, int64_
           cuda.offset = &at_replay[1];
           cuda.offset_in_graph = 8;
         } else {
-          share_out(cuda, static_cast<int64_t>(kSizes[static_cast<int>(dtype)]));
+          share_out(cuda, size_of(dtype));
         }
         groups += cuda.groups > 0;
         ++compared;
@@ -114,14 +116,14 @@ void compare_many() {
   std::vector<CudaFill> jobs;
   std::vector<uint32_t> first_block{0};
   for (int i = 0; i < 200; ++i) {
-    const Dtype dtype = static_cast<Dtype>(i % 4);
-    const int64_t count = i % 7 == 0 ? 50000 + i : 1 + 13 * i % 300, size = static_cast<int64_t>(kSizes[i % 4]);
+    const Dtype dtype = kAll[i % kDtypes];
+    const int64_t count = i % 7 == 0 ? 50000 + i : 1 + 13 * i % 300, size = size_of(dtype);
     expected.emplace_back(count * size);
     found.emplace_back(count * size);
     Fill fill{expected[i].data(),
               dtype,
               {99, static_cast<uint64_t>(i)},
-              distribution(i / 4 % 5, dtype),
+              distribution(i / 8 % 5, dtype),
               make_windows(static_cast<uint64_t>(i % 3), {{count, 1, 1}})[0].window};
     fill_baseline(fill, 0, fill.window.units());
     CudaFill job{};
@@ -142,7 +144,7 @@ void compare_many() {
   }
   for (size_t i = 0; i < jobs.size(); ++i)
     if (expected[i] != found[i])
-      fail("launch of many", jobs[i].fill, static_cast<int>(i / 4 % 5), {first_block.back(), kThreads});
+      fail("launch of many", jobs[i].fill, static_cast<int>(i / 8 % 5), {first_block.back(), kThreads});
 }
 
 // The digest of a window, by any number of threads, or by the CPU's loop in any parts, is the sum over its elements.
@@ -183,11 +185,11 @@ void compare_digests(Dtype dtype, const std::vector<Dim>& dims) {
 
 int main() {
   compare_many();
-  for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16})
+  for (const Dtype dtype : kAll)
     for (const auto& dims : {std::vector<Dim>{{2500, 1, 1}}, {{50, 60, 77}, {40, 1, 1}}, {{7, 1, 9}, {9, 7, 1}}})
       compare_digests(dtype, dims);
   for (int kind = 0; kind < 5; ++kind)
-    for (const Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16}) {
+    for (const Dtype dtype : kAll) {
       for (const int64_t count : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 64, 100, 1021, 4099})
         for (const uint64_t base : {0ull, 1ull, 6ull, (1ull << 34) - 3})
           for (const int64_t shift : {0, 1, 2, 4})

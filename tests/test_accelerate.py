@@ -99,8 +99,6 @@ LEFT = {
     "bernoulli": lambda: torch.empty(50).bernoulli_(0.3),
     "exponential": lambda: torch.empty(50).exponential_(),
     "dropout": lambda: nn.functional.dropout(torch.ones(50)),
-    "complex": lambda: torch.randn(50, dtype=torch.complex64),
-    "complex, in place": lambda: torch.empty(50, dtype=torch.complex64).normal_(),
     "tensors as parameters": lambda: torch.normal(torch.zeros(50), torch.ones(50)),
     "to infinity": lambda: torch.empty(50, dtype=torch.float16).normal_(0, 1e6),
 }

@@ -11,6 +11,7 @@ from xinit import _C, Key
 KEY = Key(11, 7)
 DTYPES = {torch.float32: np.uint32, torch.float64: np.uint64, torch.float16: np.uint16, torch.bfloat16: np.uint16}
 CODES = dict(zip(DTYPES, range(4), strict=True))
+COMPLEX = {torch.complex64: 8, torch.complex128: 9, torch.complex32: 10}
 
 
 def digest(tensor, key=KEY, **window):
@@ -18,9 +19,13 @@ def digest(tensor, key=KEY, **window):
 
 
 def expected(tensor, key=KEY, global_shape=None, offsets=None):
-    """By the formula, from the tensor's bits."""
+    """By the formula, from the tensor's bits; a complex one's are those of its real view, with another code."""
+    code = (CODES | COMPLEX)[tensor.dtype]
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+        global_shape, offsets = (None, None) if global_shape is None else ([*global_shape, 2], [*offsets, 0])
     words = np.array(_C.words(key.seed, key.stream, 0, 1), np.uint64)
-    low = (words[0] | words[1] << np.uint64(32)) + np.uint64(CODES[tensor.dtype])
+    low = (words[0] | words[1] << np.uint64(32)) + np.uint64(code)
     high = words[2] | words[3] << np.uint64(32)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.contiguous().view(whole).numpy().view(DTYPES[tensor.dtype]).ravel().astype(np.uint64)

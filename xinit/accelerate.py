@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ _torch_trunc_normal_: Callable[..., Tensor] = init._no_grad_trunc_normal_
 def _trunc_normal_(
     tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Generator | None = None
 ) -> Tensor:
-    if not getattr(_thread, "depth", 0) or not _drawable(tensor):
+    if not getattr(_thread, "depth", 0) or not _drawable(tensor) or tensor.is_complex():
         return _torch_trunc_normal_(tensor, mean, std, a, b, generator=generator)
     with torch.no_grad():
         _ops.trunc_normal_(tensor, mean, std, a, b, generator=generator)
@@ -88,9 +88,14 @@ for _suffix, _empty in ("", _aten.empty.memory_format), ("_like", _aten.empty_li
             _FACTORIES[getattr(_packet, _overload)] = (_empty, _fill, 0)
 
 
+def torchs_complex_normal(fill: Any, parameters: Sequence[float]) -> bool:
+    """Whether torch draws complex numbers by the same rule: it adds a mean to the imaginary part too, and draws uniforms."""
+    return fill in (_ops.normal_.default, _aten.normal_.default) and not any(parameters[:1])
+
+
 def _draw(fill: Any, tensor: Tensor, parameters: tuple[float, ...], generator: Generator | None) -> bool:
     """Whether xinit has filled the tensor. What it refuses is torch's: to do, or to refuse in its own words."""
-    if not _drawable(tensor):
+    if not _drawable(tensor) or (tensor.is_complex() and not torchs_complex_normal(fill, parameters)):
         return False
     try:
         fill(tensor, *parameters, generator=generator)

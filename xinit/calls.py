@@ -15,6 +15,7 @@ from xinit import _C
 from xinit.keys import Key
 from xinit.ranks import first_key
 from xinit.sharding import check_view, is_sharded, pieces
+from xinit.subclasses import PLAIN, held
 from xinit.window import Window
 
 
@@ -31,12 +32,15 @@ def fill(
     if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
         check_kept(op.__name__.partition(".")[0], tensor)
     try:
-        if is_sharded(tensor):
-            _fill_shard(op, tensor, parameters, generator, key, window)
+        values = tensor if type(tensor) in PLAIN else held(tensor, f"{op.__name__}: tensor")
+        if is_sharded(values):
+            _fill_shard(op, values, parameters, generator, key, window)
         elif key is None and window is None:
-            op(tensor, *parameters, generator=generator)
+            op(values, *parameters, generator=generator)
         else:
-            op(tensor, *parameters, generator=generator, **_place(op, key, window))
+            op(values, *parameters, generator=generator, **_place(op, key, window))
+        if values is not tensor:
+            torch.autograd.graph.increment_version(tensor)
     except RuntimeError as error:
         # What the dispatcher says of an argument that is not of the schema's type.
         if "Expected a value of type" in str(error):

@@ -14,13 +14,23 @@ from xinit import _C
 from xinit.init import calculate_gain
 from xinit.keys import Key
 from xinit.sharding import check_view, is_sharded, pieces
+from xinit.subclasses import PLAIN, wraps
 from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of what can be filled
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+# Of what can be filled; complex numbers, with normal distributions and constants.
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    *FLOAT8,
+    torch.complex64,
+    torch.complex128,
+    torch.complex32,
+)
 
 Axes = int | Sequence[int]
 
@@ -66,6 +76,10 @@ class Distribution:
             return self
         axes = self.in_axis, self.out_axis, self.batch_axes
         return Distribution(*_resolve(self.name, *self.parameters, self.fan, tuple(shape), *axes, self.groups))
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a tensor of that dtype can be filled with it: complex numbers have no uniform or truncated distribution."""
+        return dtype in DTYPES and (not dtype.is_complex or self.name in ("normal", "constant"))
 
     @property
     def std(self) -> float:
@@ -316,14 +330,14 @@ def fill_many_(
     for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
-    if not _PLAIN.issuperset(map(type, tensors)):
+    if not PLAIN.issuperset(map(type, tensors)):
         for i, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor):
                 raise TypeError(
                     f"fill_many_: tensors must be torch.Tensors, but found {type(tensor).__name__} at index {i}"
                 )
-        if any(map(is_sharded, tensors)):
-            _fill_many_shards_(tensors, distributions, keys, windows, names)
+        if any(map(is_sharded, tensors)) or any(map(wraps, tensors)):
+            _fill_many_parts_(tensors, distributions, keys, windows, names)
             return
     if any(distribution.by_whole for distribution in distributions):
         _fill_many_wholes_(tensors, distributions, keys, windows, names)
@@ -348,7 +362,7 @@ def fill_many_(
         )
 
 
-def _fill_many_shards_(
+def _fill_many_parts_(
     tensors: Sequence[Tensor],
     distributions: Sequence[Distribution],
     keys: Sequence[Key],
@@ -366,7 +380,7 @@ def _fill_many_shards_(
         for part, where in pieces(tensor, f"fill_many_: {name}"):
             parts.append((part, distributions[i], keys[i], where or window, name))
     fill_many_(*zip(*parts, strict=True))
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor)])
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor) or wraps(tensor)])
 
 
 def _fill_many_wholes_(

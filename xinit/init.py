@@ -1,8 +1,12 @@
 """The functions of ``torch.nn.init`` that draw, with the same signatures, and their family.
 
-All of them work in place, without recording gradients, on a tensor of dtype float32, float64, float16 or bfloat16, with any
-strides, on CPU or CUDA, and return that tensor. A tensor on the meta device is left as it is; one without elements draws
-nothing.
+All of them work in place, without recording gradients, on a tensor of dtype float32, float64, float16, bfloat16 or float8
+(e4m3fn, e5m2, e4m3fnuz, e5m2fnuz), with any strides, on CPU or CUDA, and return that tensor. A tensor on the meta device is
+left as it is; one without elements draws nothing.
+
+Those that draw normally take complex64, complex128 and complex32 too. The variance is then that of real and imaginary part
+together, each of which has the standard deviation std / sqrt(2); a mean is a real number, and so the real part's; fans are
+those of the complex shape.
 
 A ``DTensor`` is filled on each rank with that rank's part of the whole; fans are those of the whole. With a key this takes no
 communication. With a generator every rank must call alike: each generator advances, ranks without elements included, and all
@@ -18,7 +22,8 @@ Besides their own arguments they take
 and raise
 
     TypeError: if ``tensor`` is not a tensor, or another argument of a wrong type.
-    NotImplementedError: for other dtypes, and for sparse or quantized tensors.
+    NotImplementedError: for other dtypes, for a uniform or truncated distribution of complex numbers, for sparse or quantized
+        tensors, and for wrapper subclasses that hold more than one tensor.
     RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
         the dtype; a generator of another device; memory that overlaps itself, or was released.
     ValueError: for both a key and a generator; for a window that does not fit; for a ``DTensor`` with a window, with a

@@ -22,14 +22,16 @@ from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, outside, with_memory
 from xinit.simplify import Record, box, record_of
 from xinit.sites import known_unwritten, mark_unwritten
+from xinit.subclasses import held, rewrap
 from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
 
 
 class _Target:
     """A parameter or buffer that is to get its memory."""
 
-    def __init__(self, name: str, tensor: Tensor, record: Record) -> None:
+    def __init__(self, name: str, tensor: Tensor, record: Record, wrapper: Tensor) -> None:
         self.name, self.tensor, self.record = name, tensor, record
+        self.wrapper = wrapper  # the tensor itself, or the wrapper subclass that holds it
         self.whole = record.ref
         self.store = record.ref.store
 
@@ -88,14 +90,21 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], li
             if not tensor.is_meta:
                 real.append(tensor)
                 continue
-            record = _record(tensor)
-            if record is None and (is_sharded(tensor) or plain(tensor)):
+            try:
+                values = held(tensor, f"{op}: {name}")
+            except NotImplementedError:
+                if op == "materialize_":
+                    raise
+                unknown.append(name)
+                continue
+            record = _record(values)
+            if record is None and values is tensor and (is_sharded(tensor) or plain(tensor)):
                 places = places or _places(model)
                 record = _record_at(tensor, places[id(tensor)])
             if record is None:
                 unknown.append(name)
             else:
-                targets.append(_Target(name, tensor, record))
+                targets.append(_Target(name, values, record, tensor))
     return targets, real, unknown
 
 
@@ -216,6 +225,7 @@ def _materialize_(
         elif isinstance(tensor, nn.Parameter):
             value = Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
         torch._C._swap_tensor_impl(tensor, value)
+        rewrap(target.wrapper, target.tensor)
         target.tensor.__dict__.pop("_xinit_record", None)
         if not target.written():
             mark_unwritten(target.tensor)

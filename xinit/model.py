@@ -23,6 +23,7 @@ from xinit.ranks import Ranks, reshard
 from xinit.recipes import Recipe, rules_of
 from xinit.sharding import is_sharded, local_of, pieces
 from xinit.sites import Patterns, Site, patterns_of, predicate, selected, sites_of, skips, some, unwritten
+from xinit.subclasses import held
 from xinit.writes import Write, bar_of, fill_writes_, writes_of
 
 
@@ -97,6 +98,9 @@ class Rulebook:
 def _writes(site: Site, what: What, key: Key) -> list[Write]:
     shape = tuple(site.parameter.shape)
     writes = writes_of(site.name, shape, what, key)
+    for write in writes:
+        if site.parameter.is_complex() and not write.distribution.fits(site.parameter.dtype):
+            raise ValueError(f"it is complex, and takes normal distributions and constants, not {write.distribution}")
     if isinstance(what, Rows):
         if site.computed is not None:
             raise ValueError("rows of a computed weight cannot be drawn without the others")
@@ -115,6 +119,7 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
         if parameter.is_meta:
             meta.append(name)
             continue
+        parameter = held(parameter, f"{op}: parameter {name}")
         if is_sharded(parameter):
             parameter, boxes = local_of(parameter, f"{op}: parameter {name}")
             if not boxes and site.parameter.numel():
@@ -122,7 +127,7 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
         if is_traceable_wrapper_subclass(parameter):
             kind = type(parameter).__name__
             raise NotImplementedError(
-                f"{op}: parameter {name} is a {kind}; supported are plain tensors and DTensors of them"
+                f"{op}: parameter {name} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
             )
         elif parameter.layout is not torch.strided:
             raise NotImplementedError(
@@ -203,7 +208,7 @@ def init_(
     whole, without communication.
 
     Args:
-        model: with real parameters, on any devices; of dtype float32, float64, float16 or bfloat16.
+        model: with parameters that have memory, on any devices; of any dtype that :mod:`xinit.init` fills.
         recipe: the name of one, or a mapping from patterns to distributions, of which the first match wins, or another kind: see
             :mod:`xinit.recipes`.
         key: the model's; each parameter uses ``key.fold_in(name)``, its name being without wrappers' parts.
@@ -326,7 +331,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
     It tells differences that happen from each other, not those that someone takes pains to hide.
 
     Args:
-        model: with real parameters, on any devices.
+        model: with parameters that have memory, on any devices.
         progress: show a bar, with tqdm.
         group: the process group whose ranks hold the model together, if it is more than the ranks of the parameters' meshes:
             the stages of a pipeline.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
+from xinit.accelerate import torchs_complex_normal
 from xinit.distributions import (
     DTYPES,
     Distribution,
@@ -363,7 +364,8 @@ def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Dist
     if args[0].dtype not in DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
         return None  # with a key or a window, its values are chosen already
     if func in _SCALED:
-        return _SCALED[func](*args[1:]).resolve(args[0].shape)
+        what = _SCALED[func](*args[1:]).resolve(args[0].shape)
+        return what if what.fits(args[0].dtype) else None
     if func not in _FILLS:
         return None
     name, parameters = _FILLS[func]
@@ -375,4 +377,7 @@ def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Dist
             value = value.item()
         return None if isinstance(value, complex) else constant(value)
     given = [*args[1:], *(kwargs.get(name, default) for name, default in parameters[len(args) - 1 :])]
-    return Distribution(name, tuple(map(float, given)))
+    if args[0].is_complex() and func.namespace == "aten" and not torchs_complex_normal(func, given):
+        return None
+    what = Distribution(name, tuple(map(float, given)))
+    return what if what.fits(args[0].dtype) else None

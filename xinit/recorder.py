@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit.accelerate import plain
-from xinit.distributions import DTYPES, Distribution
+from xinit.accelerate import plain, torchs_complex_normal
+from xinit.distributions import DTYPES, FLOAT8, Distribution
 from xinit.keys import Key
 from xinit.record import Data, Node, Ref, Store, distribution, known, now, on_meta, ref, store_of
 from xinit.replay import needed, replay
@@ -179,7 +179,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.settle(store)
         returns = func._schema.returns
         view = ref(target, store)
-        if drawn is None or not _sound(drawn):
+        if drawn is None or not _sound(drawn, view.dtype):
             twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
             func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # or its own error
         if store.deferred:
@@ -358,9 +358,14 @@ def _real(leaf: Ref | Data) -> Tensor:
 
 
 def _fillable(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether what a factory makes can be filled later: complex numbers are not drawn by a distribution."""
+    """Whether what a factory makes can be filled later, by a distribution."""
+    fill = _FACTORIES[func][0]
+    if fill in (_aten.zero_.default, _aten.fill_.Scalar):
+        return True
     like = args[0].dtype if args and isinstance(args[0], Tensor) else torch.get_default_dtype()
-    return _FACTORIES[func][0] in (_aten.zero_.default, _aten.fill_.Scalar) or (kwargs.get("dtype") or like) in DTYPES
+    dtype = kwargs.get("dtype") or like
+    parameters = args[:2] if func is _aten.normal.float_float else ()
+    return dtype in DTYPES and (not dtype.is_complex or torchs_complex_normal(fill, parameters))
 
 
 # Of these only the later arguments say how large the result is.
@@ -384,10 +389,10 @@ def _is_ref(value: Any) -> bool:
     return isinstance(value, Ref)
 
 
-def _sound(what: Distribution) -> bool:
+def _sound(what: Distribution, dtype: torch.dtype) -> bool:
     """Whether the parameters are such that no operator refuses them."""
     a, b = (*what.parameters, 0.0)[:2]
-    if not max(map(abs, what.parameters)) < 6e4:
+    if not max(map(abs, what.parameters)) < (240 if dtype in FLOAT8 else 6e4):
         return False
     return what.name == "constant" or (what.name == "normal" and b >= 0) or (what.name == "uniform" and a <= b)
 

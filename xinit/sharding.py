@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xinit._torch import simulated_ranks
+from xinit.subclasses import held
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -165,6 +166,7 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
     A rank without elements of a tensor has one view of none.
 
     Raises:
+        NotImplementedError: for a wrapper subclass that has no such tensor: see :mod:`xinit.subclasses`.
         ValueError: as for :func:`local_boxes`; if the mesh is larger than the process group, or the local tensor of another
             shape than torch gives to that rank. ``name`` is what it calls the tensor.
 
@@ -174,6 +176,7 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
         >>> pieces(torch.zeros(2))
         [(tensor([0., 0.]), None)]
     """
+    tensor = held(tensor, name)
     if not is_sharded(tensor):
         return [(tensor, None)]
     whole, parts = tuple(tensor.shape), list[tuple[Tensor, Window | None]]()
@@ -200,6 +203,7 @@ def shards(tensor: Any, name: str) -> list[tuple[Tensor, Sequence[Box]]]:
         return [(part, _boxes_of(tensor, part, coordinate, name)) for part, coordinate in ranks]
     if outside(tensor):
         return [(local.new_empty((0,) * tensor.dim()), ())]
+    local = held(local, name)
     return [(local, _boxes_of(tensor, local, mesh.get_coordinate(), name))]
 
 

@@ -102,6 +102,8 @@ def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], froz
             # A copy, or the like: of a storage of the same layout, as a whole.
             if not (source.whole() and target.whole() and source[2:] == target[2:] and source.dtype in DTYPES):
                 return None
+            if source.dtype.is_complex != target.dtype.is_complex:
+                return None
             inner = fills(source.store, node.time)
             if inner is None:
                 return None
@@ -178,6 +180,8 @@ def min_of(bound: float, other: float | None) -> float:
 
 def box(view: Ref, whole: Ref) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The offsets and the shape of the box of a parameter that a view is, if it is one."""
+    if view.dtype.is_complex != whole.dtype.is_complex or (view.store is whole.store and view.dtype != whole.dtype):
+        return None  # as of the real view of a complex parameter
     same = view[2:] == whole[2:] or (view.offset == whole.offset and view.numel == whole.numel and view.dense())
     if same and whole.dense():
         return (0,) * len(whole.size), whole.size

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xinit.distributions import Distribution, Rows, What, fill_many_, zeros
 from xinit.keys import Key
 from xinit.sharding import Box, is_sharded, shards, view
+from xinit.subclasses import held, wraps
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -147,7 +148,7 @@ def fill_writes_(
             _fill(batch)
             if progress:
                 bar.update(sum(part.nbytes for _, part, _ in batch))
-    torch.autograd.graph.increment_version([tensor for _, tensor, _ in jobs if is_sharded(tensor)])
+    torch.autograd.graph.increment_version([tensor for _, tensor, _ in jobs if is_sharded(tensor) or wraps(tensor)])
 
 
 def _in_waves(writes: Sequence[Write]) -> Sequence[tuple[int, Write]]:
@@ -173,6 +174,7 @@ def bar_of(op: str, parts: Iterable[Tensor], progress: bool) -> Any:
 
 
 def _locals(name: str, tensor: Tensor, writes: Sequence[Write]) -> list[tuple[str, Tensor, Sequence[Write]]]:
+    tensor = held(tensor, f"parameter {name}")
     if not is_sharded(tensor):
         return [(name, tensor.detach() if tensor.requires_grad else tensor, writes)]
     return [

@@ -11,7 +11,7 @@
 
 namespace xinit {
 
-at::Tensor digest_cpu(const at::Tensor& self, const std::vector<Placed>& windows, const Key& key);
+at::Tensor digest_cpu(const at::Tensor& self, const std::vector<Placed>& windows, const DigestKey& key);
 
 // The instruction set in use: avx512, avx2 or baseline; and its digest.
 const char* cpu_isa();

@@ -10,13 +10,13 @@
 
 namespace xinit {
 
-at::Tensor digest_cpu(const at::Tensor& self, const std::vector<Placed>& windows, const Key& key) {
+at::Tensor digest_cpu(const at::Tensor& self, const std::vector<Placed>& windows, const DigestKey& key) {
   constexpr int64_t kGrain = 32768;  // elements: below, one thread is faster
   std::atomic<uint64_t> low{0}, high{0};
   const DigestRange range = digest_of_isa();
   for (const Placed& placed : windows) {
-    const char* const data = static_cast<const char*>(self.const_data_ptr()) + placed.offset * self.element_size();
-    const DigestJob job{data, dtype_of(self), digest_key(key, dtype_of(self)), placed.window};
+    const char* const data = static_cast<const char*>(self.const_data_ptr()) + placed.offset * size_of(dtype_of(self));
+    const DigestJob job{data, dtype_of(self), key, placed.window};
     parallel_for(0, placed.window.rows * placed.window.run, kGrain, [&](int64_t begin, int64_t end) {
       const Digest sum = range(job, begin, end);
       low += sum.low;

@@ -64,9 +64,10 @@ void fill_many_cpu(const at::Tensor&, const std::vector<Fill>& fills) {
   parallel_for(0, first.back(), kGrain, run);
 }
 
-void fill_cpu(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
-              const Source& source) {
-  fill_many_cpu(self, fills_of(self, distribution, windows, take_key(source)));
+void fill_cpu(const at::Tensor& self, std::vector<Fill> fills, const Source& source) {
+  const Key key = take_key(source);
+  for (Fill& fill : fills) fill.key = key;
+  fill_many_cpu(self, fills);
 }
 
 }  // namespace

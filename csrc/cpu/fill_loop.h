@@ -5,13 +5,12 @@
 //   at_least(x, bound) a bit for each lane of x >= bound, the first lane's lowest
 //   interleave(x)      x[j] lane l  ->  x[l % 4] at 4 * (l / 4) + j: transposes each group of four lanes
 //   zip(a, b, x, y)    lanes of the lower halves of a and b in turn, and of the upper halves
-//   store(out, x)      float, double, and the 16-bit types, rounded to nearest even
+//   store(tag, out, x) float, double, the 16-bit types, and a float8 by its format, rounded to nearest even
 #pragma once
 
 #include <algorithm>
 
-#include "../fill.h"
-#include "../transforms.h"
+#include "../float8.h"
 #include "abreast.h"
 
 namespace xinit {
@@ -33,7 +32,7 @@ class FillLoop {
 
  public:
   explicit FillLoop(const Fill& job)
-      : window_(job.window), out_(static_cast<T*>(job.out)), stream_(job.key.stream), distribution_(job.distribution) {
+      : window_(job.window), out_(static_cast<T*>(job.out)), stream_(job.key.stream), distribution_(drawn(job)) {
     const Schedule keys = schedule(job.key.seed);
     for (int i = 0; i < kRounds; ++i) {
       keys_.key0[i] = W{} + keys.key0[i];
@@ -45,6 +44,18 @@ class FillLoop {
   void run(uint64_t begin, uint64_t end) const { window_.rows_first ? across(begin, end) : along(begin, end); }
 
  private:
+  // What a store takes: of a float8, which one it is too.
+  struct DistributionOfFloat8 : Distribution {
+    Float8 format;
+  };
+  using Drawn = std::conditional_t<dtype == kFloat8, DistributionOfFloat8, Distribution>;
+  static Drawn drawn(const Fill& job) {
+    if constexpr (dtype == kFloat8)
+      return {job.distribution, Float8::of(job.dtype)};
+    else
+      return job.distribution;
+  }
+
   // ---- places ----
 
   struct CurrentRow {
@@ -186,7 +197,7 @@ class FillLoop {
   // Fills tiles that go straight to memory, until there are none left, or no room for what does not.
   __attribute__((noinline)) void straight(Walk& place, Batch& batch, Notes& notes) const {
     const Keys keys = keys_;
-    const Distribution d = distribution_;
+    const Drawn d = distribution_;
     Walk walk = place;
     if (walk.tiles == 0) advance(walk, batch);
     U next[4];
@@ -258,7 +269,7 @@ class FillLoop {
 
   void across(uint64_t unit, uint64_t end) const {
     const Keys keys = keys_;
-    const Distribution d = distribution_;
+    const Drawn d = distribution_;
     const uint64_t rows = static_cast<uint64_t>(window_.rows);
     const Dim& rung = window_.dims[0];
     uint64_t index = unit / rows;
@@ -322,17 +333,22 @@ class FillLoop {
   }
 
   // A vector of values to memory.
-  static XINIT_HD void store(F x, const Distribution& d, T* out) {
+  static XINIT_HD void store(F x, const Drawn& d, T* out) {
     // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
     if constexpr (kClamped<kind> && dtype != Dtype::kDouble) x = L::min(L::max(x, L::splat(d.low)), L::splat(d.high));
-    L::store(DtypeTag<dtype>{}, out, x);
+    if constexpr (dtype == kFloat8)
+      L::store(d.format, out, x);
+    else
+      L::store(DtypeTag<dtype>{}, out, x);
     if constexpr (kClamped<kind> && dtype == Dtype::kDouble)
-      for (int i = 0; i < L::kLanes; ++i)
-        out[i] = out[i] < d.low_wide ? d.low_wide : out[i] > d.high_wide ? d.high_wide : out[i];
+      for (int i = 0; i < L::kLanes; ++i) {
+        const double raised = out[i] > d.low_wide ? out[i] : d.low_wide;
+        out[i] = raised < d.high_wide ? raised : d.high_wide;
+      }
   }
 
   // Of its values all but at most three.
-  static XINIT_HD void store_part(F x, const Distribution& d, T* out, int count) {
+  static XINIT_HD void store_part(F x, const Drawn& d, T* out, int count) {
     alignas(64) T all[L::kLanes];
     store(x, d, all);
     if constexpr (L::kLanes > 4) {
@@ -379,7 +395,7 @@ class FillLoop {
   // Fills and empties it.
   __attribute__((noinline)) void fill(Batch& batch) const {
     const Keys keys = keys_;
-    const Distribution d = distribution_;
+    const Drawn d = distribution_;
     alignas(64) T buffer[4 * Batch::kMost];
     for (int i = 0; i < 2 * kBlocks; ++i) batch.block[batch.blocks + i] = 0;
     const uint64_t* block = batch.block;
@@ -440,7 +456,7 @@ class FillLoop {
   T* const out_;
   const uint64_t stream_;
   Keys keys_;
-  const Distribution distribution_;
+  const Drawn distribution_;
 };
 
 // Fills the units [begin, end) of a job. One for each instruction set; cpu/fill.cpp chooses.

@@ -3,7 +3,7 @@
 // struct is compiled with different instructions in different files.
 #pragma once
 
-#include "../fill.h"
+#include "../float8.h"
 
 namespace xinit {
 namespace {
@@ -18,6 +18,7 @@ struct VectorLanes {
   typedef double D __attribute__((vector_size(bytes)));
   typedef float Half __attribute__((vector_size(bytes / 2)));
   typedef uint16_t Short __attribute__((vector_size(bytes / 2)));
+  typedef uint8_t Byte __attribute__((vector_size(bytes / 4)));
 
   static XINIT_HD F splat(float x) { return x - F{}; }  // x - 0 is x, also for -0
   static XINIT_HD F to_float(I x) { return __builtin_convertvector(x, F); }
@@ -46,6 +47,10 @@ struct VectorLanes {
   static XINIT_HD void store(DtypeTag<Dtype::kBFloat16>, uint16_t* out, F x) {
     const U u = reinterpret_cast<U>(x);
     const Short rounded = __builtin_convertvector((u + (0x7fff + ((u >> 16) & 1))) >> 16, Short);
+    __builtin_memcpy(out, &rounded, sizeof rounded);
+  }
+  static XINIT_HD void store(const Float8& format, uint8_t* out, F x) {
+    const Byte rounded = __builtin_convertvector(float8_bits<VectorLanes>(x, format), Byte);
     __builtin_memcpy(out, &rounded, sizeof rounded);
   }
 };

@@ -27,8 +27,6 @@ void launch(uint64_t work, Kernel kernel, const Arguments&... arguments) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-int64_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
-
 void launch_one(CudaFill job) {
   if (job.seed == nullptr) share_out(job, size_of(job.fill.dtype));
   const CudaLaunch parameters{job, schedule(job.fill.key.seed)};
@@ -40,8 +38,7 @@ void launch_one(CudaFill job) {
   });
 }
 
-void fill_cuda(const at::Tensor& self, const Distribution& distribution, const std::vector<Placed>& windows,
-               const Source& source) {
+void fill_cuda(const at::Tensor& self, std::vector<Fill> fills, const Source& source) {
   const c10::cuda::CUDAGuard device(self.device());
   CudaFill job{};
   Key key{0, 0};
@@ -61,8 +58,9 @@ void fill_cuda(const at::Tensor& self, const Distribution& distribution, const s
       key = {state.seed_.val, state.offset_.val / 4};
     }
   }
-  for (const Fill& fill : fills_of(self, distribution, windows, key)) {
+  for (const Fill& fill : fills) {
     job.fill = fill;
+    job.fill.key = key;
     launch_one(job);
   }
 }
@@ -104,7 +102,7 @@ void fill_many_cuda(const at::Tensor& on, const std::vector<Fill>& fills) {
   for (const auto& [seed, jobs] : by_seed) launch_many(on, seed, jobs);
 }
 
-at::Tensor digest_cuda(const at::Tensor& self, const std::vector<Placed>& windows, const Key& key) {
+at::Tensor digest_cuda(const at::Tensor& self, const std::vector<Placed>& windows, const DigestKey& key) {
   const c10::cuda::CUDAGuard device(self.device());
   const at::Tensor sums = at::zeros({2}, self.options().dtype(at::kLong));
   with_bits_of(dtype_of(self), [&](auto bits) {
@@ -112,8 +110,7 @@ at::Tensor digest_cuda(const at::Tensor& self, const std::vector<Placed>& window
     const Bits* const data = static_cast<const Bits*>(self.const_data_ptr());
     for (const Placed& placed : windows)
       launch(static_cast<uint64_t>(placed.window.rows) * static_cast<uint64_t>(placed.window.run), digest_window<Bits>,
-             placed.window, data + placed.offset, digest_key(key, dtype_of(self)),
-             reinterpret_cast<unsigned long long*>(sums.mutable_data_ptr()));
+             placed.window, data + placed.offset, key, reinterpret_cast<unsigned long long*>(sums.mutable_data_ptr()));
   });
   return sums;
 }

@@ -8,9 +8,8 @@
 #include <cuda_fp16.h>
 #endif
 
-#include "../fill.h"
+#include "../float8.h"
 #include "../half.h"
-#include "../transforms.h"
 
 namespace xinit {
 
@@ -19,8 +18,8 @@ struct alignas(16) Packet {
   uint32_t words[4];
 };
 
-// A fill and how it is shared out. A contiguous row is cut into groups, whose first element is 16-byte aligned, and the
-// units before and after them; other windows have units only.
+// A fill and how it is shared out. A contiguous row is cut into groups, whose first element is aligned for a store of
+// all of one, and the units before and after them; other windows have units only.
 struct CudaFill {
   Fill fill;
   uint64_t groups;       // each of kGroupBlocks blocks
@@ -34,6 +33,7 @@ struct CudaFill {
   uint64_t offset_in_graph;
 };
 
+// What makes a packet; of float64 half a block, of float8 a word is enough.
 template <Dtype dtype>
 constexpr int kGroupBlocks = dtype == Dtype::kHalf || dtype == Dtype::kBFloat16 ? 2 : 1;
 
@@ -43,16 +43,16 @@ inline void share_out(CudaFill& job, int64_t element_size) {
   job.groups = 0;
   job.head_units = 0;
   job.tail_unit = 0;
-  const uint64_t blocks_in_group = element_size == 2 ? 2 : 1;
+  const uint64_t blocks_in_group = element_size == 2 ? 2 : 1, alignment = element_size == 1 ? 4 : 16;
   if (w.ndim != 0 || w.run_stride != 1) return;
   uint64_t head = w.base % 4 != 0 ? 1 : 0;
   const uint64_t last = (w.base + static_cast<uint64_t>(w.run)) / 4 - w.base / 4;  // the unit after the last whole one
   const auto place = [&](uint64_t unit) {
     return static_cast<char*>(job.fill.out) + static_cast<int64_t>((w.base / 4 + unit) * 4 - w.base) * element_size;
   };
-  if (head < last && reinterpret_cast<uintptr_t>(place(head)) % 16 != 0)
+  if (head < last && reinterpret_cast<uintptr_t>(place(head)) % alignment != 0)
     ++head;  // half precision: every other block is aligned
-  if (head >= last || reinterpret_cast<uintptr_t>(place(head)) % 16 != 0) return;
+  if (head >= last || reinterpret_cast<uintptr_t>(place(head)) % alignment != 0) return;
   job.groups = (last - head) / blocks_in_group;
   job.group_block = w.base / 4 + head;
   job.group_out = place(head);
@@ -64,41 +64,66 @@ inline void share_out(CudaFill& job, int64_t element_size) {
 
 template <Kind kind>
 XINIT_HD float clamp(float x, const Distribution& d) {
-  if constexpr (kClamped<kind>) x = ScalarLanes::min(ScalarLanes::max(x, d.low), d.high);
+  if constexpr (kClamped<kind>) {
+    // A GPU's minimum and maximum order -0 below +0. A bound that is zero is +0: right for one of them alone.
+    x = ScalarLanes::max(x, d.low);
+    x = x < d.high ? x : d.high;
+  }
   return x;
 }
 
 template <Kind kind, Dtype dtype>
-XINIT_HD typename Element<dtype>::type element(float x, const Distribution& d) {
+XINIT_HD typename Element<dtype>::type element(float x, const Fill& fill) {
+  const Distribution& d = fill.distribution;
   if constexpr (dtype == Dtype::kDouble) {
     double wide = x;
-    if constexpr (kClamped<kind>) wide = wide < d.low_wide ? d.low_wide : wide > d.high_wide ? d.high_wide : wide;
+    if constexpr (kClamped<kind>) {
+      wide = wide > d.low_wide ? wide : d.low_wide;
+      wide = wide < d.high_wide ? wide : d.high_wide;
+    }
     return wide;
   } else if constexpr (dtype == Dtype::kFloat) {
     return clamp<kind>(x, d);
   } else if constexpr (dtype == Dtype::kHalf) {
     return float16_bits(clamp<kind>(x, d));
+  } else if constexpr (dtype == kFloat8) {
+    return static_cast<uint8_t>(float8_bits<ScalarLanes>(clamp<kind>(x, d), Float8::of(fill.dtype)));
   } else {
     return bfloat16_bits(clamp<kind>(x, d));
   }
 }
 
+#ifdef __CUDA_ARCH__
+// Of two pairs, the bits of x < bound ? x : bound.
+template <class Pair>
+XINIT_HD uint32_t lesser_pair(Pair x, Pair bound) {
+  const uint32_t less = __hlt2_mask(x, bound);
+  return (*reinterpret_cast<const uint32_t*>(&x) & less) | (*reinterpret_cast<const uint32_t*>(&bound) & ~less);
+}
+#endif
+
 // Two 16-bit values in one word.
 template <Kind kind, Dtype dtype>
-XINIT_HD uint32_t element_pair(float x, float y, const Distribution& d) {
+XINIT_HD uint32_t element_pair(float x, float y, const Fill& fill) {
 #ifdef __CUDA_ARCH__
+  const Distribution& d = fill.distribution;
   if constexpr (dtype == Dtype::kHalf) {
     __half2 pair = __floats2half2_rn(x, y);
-    if constexpr (kClamped<kind>) pair = __hmin2(__hmax2(pair, __float2half2_rn(d.low)), __float2half2_rn(d.high));
+    if constexpr (kClamped<kind>) {
+      pair = __hmax2(pair, __float2half2_rn(d.low));
+      return lesser_pair(pair, __float2half2_rn(d.high));
+    }
     return *reinterpret_cast<const uint32_t*>(&pair);
   } else {
     __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-    if constexpr (kClamped<kind>)
-      pair = __hmin2(__hmax2(pair, __float2bfloat162_rn(d.low)), __float2bfloat162_rn(d.high));
+    if constexpr (kClamped<kind>) {
+      pair = __hmax2(pair, __float2bfloat162_rn(d.low));
+      return lesser_pair(pair, __float2bfloat162_rn(d.high));
+    }
     return *reinterpret_cast<const uint32_t*>(&pair);
   }
 #else
-  return element<kind, dtype>(x, d) | static_cast<uint32_t>(element<kind, dtype>(y, d)) << 16;
+  return element<kind, dtype>(x, fill) | static_cast<uint32_t>(element<kind, dtype>(y, fill)) << 16;
 #endif
 }
 
@@ -115,7 +140,7 @@ XINIT_HD void fill_unit(const Fill& fill, uint64_t stream, const Schedule& keys,
   XINIT_UNROLL
   for (int i = 0; i < 4; ++i)
     if (unit.first <= i && i < unit.last) {
-      *out = element<kind, dtype>(x[i], fill.distribution);
+      *out = element<kind, dtype>(x[i], fill);
       out += fill.window.run_stride;
     }
 }
@@ -124,7 +149,6 @@ XINIT_HD void fill_unit(const Fill& fill, uint64_t stream, const Schedule& keys,
 template <Kind kind, Dtype dtype, int count>
 XINIT_HD void fill_groups(const CudaFill& job, const Schedule& keys, uint64_t group, uint64_t threads) {
   constexpr int kBlocks = kGroupBlocks<dtype>;
-  const Distribution& d = job.fill.distribution;
   uint32_t words[4 * kBlocks * count];
   float x[4 * kBlocks * count];
   XINIT_UNROLL
@@ -135,7 +159,7 @@ XINIT_HD void fill_groups(const CudaFill& job, const Schedule& keys, uint64_t gr
     XINIT_UNROLL
     for (int j = 0; j < 4; ++j) words[4 * i + j] = of_block.w[j];
   }
-  transform<kind, ScalarLanes>(words, x, d);
+  transform<kind, ScalarLanes>(words, x, job.fill.distribution);
   XINIT_UNROLL
   for (int i = 0; i < count; ++i) {
     const uint64_t at = group + static_cast<uint64_t>(i) * threads;
@@ -143,15 +167,20 @@ XINIT_HD void fill_groups(const CudaFill& job, const Schedule& keys, uint64_t gr
     if constexpr (dtype == Dtype::kDouble) {
       XINIT_UNROLL
       for (int j = 0; j < 4; ++j)
-        reinterpret_cast<double*>(job.group_out)[4 * at + j] = element<kind, dtype>(values[j], d);
+        reinterpret_cast<double*>(job.group_out)[4 * at + j] = element<kind, dtype>(values[j], job.fill);
+    } else if constexpr (dtype == kFloat8) {
+      uint32_t four = 0;
+      XINIT_UNROLL
+      for (int j = 0; j < 4; ++j) four |= static_cast<uint32_t>(element<kind, dtype>(values[j], job.fill)) << (8 * j);
+      reinterpret_cast<uint32_t*>(job.group_out)[at] = four;
     } else {
       Packet packet;
       XINIT_UNROLL
       for (int j = 0; j < 4; ++j) {
         if constexpr (dtype == Dtype::kFloat)
-          packet.words[j] = static_cast<uint32_t>(ScalarLanes::bits(element<kind, dtype>(values[j], d)));
+          packet.words[j] = static_cast<uint32_t>(ScalarLanes::bits(element<kind, dtype>(values[j], job.fill)));
         else
-          packet.words[j] = element_pair<kind, dtype>(values[2 * j], values[2 * j + 1], d);
+          packet.words[j] = element_pair<kind, dtype>(values[2 * j], values[2 * j + 1], job.fill);
       }
       reinterpret_cast<Packet*>(job.group_out)[at] = packet;
     }

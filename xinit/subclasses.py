@@ -1,0 +1,52 @@
+"""Wrapper subclasses of other packages: tensors that hold others, as a weight that is cast to float8 where it is gathered."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def wraps(tensor: Tensor) -> bool:
+    """Whether a tensor is such a wrapper. Those that come with torch, ``DTensor`` among them, see to their operators."""
+    return is_traceable_wrapper_subclass(tensor) and not type(tensor).__module__.startswith("torch.")
+
+
+def held(tensor: Tensor, name: str) -> Tensor:
+    """The tensor whose values a wrapper's are; any other tensor as it is.
+
+    A wrapper that holds one tensor alone, which is like itself, only changes what is done with it. What others hold, such as
+    numbers of fewer bits and their scales, is made from values that are not there any more.
+
+    Raises:
+        NotImplementedError: for the latter. ``name`` is what it calls the tensor.
+    """
+    while wraps(tensor):
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        inner: Tensor | None = getattr(tensor, names[0]) if len(names) == 1 else None
+        if inner is None or _likeness(inner) != _likeness(tensor):
+            raise NotImplementedError(
+                f"{name} is a {type(tensor).__name__}, whose values are made from its {' and '.join(names)}: initialise the "
+                f"tensor that it is made from, before it is converted"
+            )
+        tensor = inner
+    return tensor
+
+
+def rewrap(wrapper: Tensor, values: Tensor) -> None:
+    """Make a wrapper, in place, one of a tensor that has got its memory; nothing if it is that tensor."""
+    if wrapper is values:
+        return
+    (name,), context = wrapper.__tensor_flatten__()  # type: ignore[attr-defined]
+    inner: Tensor = getattr(wrapper, name)
+    rewrap(inner, values)
+    again = type(wrapper).__tensor_unflatten__({name: inner}, context, values.shape, values.stride())  # type: ignore[attr-defined]
+    if isinstance(wrapper, torch.nn.Parameter):
+        again = torch.nn.Parameter(again, wrapper.requires_grad)
+    torch.utils.swap_tensors(wrapper, again)  # type: ignore[no-untyped-call]
+
+
+def _likeness(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, tuple[int, ...]]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
