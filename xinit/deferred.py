@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit.accelerate import plain, truncated_normal_in_one_operator
+from xinit.late import watch
 from xinit.plans import Plan, Row, describe
 from xinit.record import (
     Ref,
@@ -32,7 +33,7 @@ from xinit.record import (
     version_of,
     without_memory,
 )
-from xinit.recorder import Recorder
+from xinit.recorder import INDEXES, Recorder, as_tensors
 from xinit.replay import needed
 from xinit.simplify import fills, record_of
 from xinit.sites import some
@@ -52,7 +53,6 @@ _COLLECTS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_
 _RECURRENT = frozenset(
     getattr(torch, name + cell) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
 )
-_INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
 _LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.__repr__, Tensor.share_memory_, Tensor.storage}
 
 
@@ -93,8 +93,8 @@ class _Memory(TorchFunctionMode):
         if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
             # There is no address; but who asks compares them, to know what shares memory.
             return store.address + args[0].storage_offset() * args[0].element_size()
-        if func in _INDEXES and plain(args[0]) and store_of(args[0]):
-            args = args[0], _as_tensors(args[1]), *args[2:]
+        if func in INDEXES and plain(args[0]) and store_of(args[0]):
+            args = args[0], as_tensors(args[1]), *args[2:]
         if func is Tensor.__repr__ and plain(args[0]) and (store := store_of(args[0])) and store.deferred:
             with self.recorder.pause():
                 args = (on_meta(args[0], store),)
@@ -118,15 +118,6 @@ class _Memory(TorchFunctionMode):
             raise RuntimeError(f"deferred: {name} takes the values of {store.label}, which has none yet")
         self.recorder.flush(store)
         self.recorder.settle(store)
-
-
-def _as_tensors(index: Any) -> Any:
-    """An index with its lists as tensors: torch would make them on the meta device, where nobody sees what they hold."""
-    if isinstance(index, tuple):
-        return tuple(map(_as_tensors, index))
-    if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
-        return torch.tensor(index, dtype=None if index else torch.long)
-    return index
 
 
 def _plain_in(values: Any) -> list[Tensor]:
@@ -194,6 +185,7 @@ class Modules:
                 without_memory(tensor, store)
             record = record_of(tensor, store, version_of(tensor))
             tensor.__dict__["_xinit_record"] = record
+            watch(tensor)
             if name in module._parameters or name in module._buffers:
                 module.__dict__.setdefault("_xinit_records", {})[name] = record
             else:
@@ -349,6 +341,9 @@ def deferred() -> Iterator[Recorded]:
     that would have written to a parameter is recorded: fills by distribution and region, anything else, such as the QR
     decomposition of ``orthogonal_`` or a copy of data, to be done again with the values that the parameter will then have.
     Within ``torch.inference_mode`` too, parameters are ordinary ones.
+
+    What is done to these tensors after the context is recorded too, as far as it is known of what: fills, conversions, slices,
+    deep copies, parametrizations. What takes other tensors, as a vocabulary's new rows do, needs another context.
 
     Random numbers that are no parameter's yet can be read (``item()``, ``tolist()``, ``numpy()``, a branch, a size such as that
     of ``x[x > 0]``). They stay those that were read: what is made of them later follows from torch's generator, not the key.

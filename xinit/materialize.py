@@ -16,12 +16,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
 from xinit.keys import Key
+from xinit.late import Late, own_class, release
 from xinit.ranks import Ranks, offloaded
-from xinit.record import Node, Ref, ordinary_tensors, purge, store_of, version_of
+from xinit.record import Node, Ref, is_raw, now, ordinary_tensors, purge, store_of, version_of
 from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, outside, with_memory
-from xinit.simplify import Record, box, record_of
-from xinit.sites import known_unwritten, mark_unwritten
+from xinit.simplify import Record, box, origin, record_of, record_of_view
+from xinit.sites import known_unwritten, mark_unwritten, some
 from xinit.subclasses import held, rewrap
 from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
 
@@ -56,56 +57,98 @@ def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 
 def _record(tensor: Tensor) -> Record | None:
-    """What is known of a tensor on the meta device by its storage, or, if it has another one since, as by ``model.half()``, by
-    what was left with it."""
-    if is_sharded(tensor) or not plain(tensor):
+    """What is known of a tensor on the meta device by its storage."""
+    store = store_of(tensor) if plain(tensor) else None
+    if store is None or not store.deferred:
+        return None
+    if store.unknown and any(node.is_unknown for node in needed(store, now())):
         return None
     left: Record | None = tensor.__dict__.get("_xinit_record")
-    store = store_of(tensor)
-    if store is not None and store.deferred:
-        if left is not None and left.describes(tensor, store):
-            return left
-        return record_of(tensor, store, left.version if left else version_of(tensor))
-    if isinstance(tensor, nn.Parameter) or left is None or left.ref.size != tensor.shape:
+    if left is not None and left.describes(tensor, store):
         return left
-    return left._replace(version=version_of(tensor))
+    return record_of(tensor, store, left.version if left else version_of(tensor))
 
 
 def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
-    """What the modules know that hold it: it is another tensor since, as by ``copy.deepcopy``, ``fully_shard`` or
-    ``parallelize_module``."""
-    recorded = (module.__dict__.get("_xinit_records", {}).get(name) for module, name in places)
-    fitting = (record for record in recorded if record is not None and record.ref.size == tensor.shape)
-    return next((record._replace(version=version_of(tensor)) for record in fitting), None)
+    """What the modules know that hold a sharded tensor: it is another one since, by ``fully_shard`` or ``parallelize_module``."""
+    for module, name in places:
+        record: Record | None = module.__dict__.get("_xinit_records", {}).get(name)
+        if record is not None and record.ref.size == tensor.shape:
+            if record.ref.store.since(record.time):
+                return record_of_view(record.ref, 0)
+            return record._replace(version=0)
+    return None
 
 
-def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], list[str]]:
-    """What has a record, parameters first; what is real; and the names of what is on the meta device without a record."""
+def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], dict[str, str]]:
+    """What has a record, parameters first; what is real; and the names of what has no values and no record, with the reason."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
-    targets, real, unknown = [], [], []
+    targets, real, unknown = [], [], dict[str, str]()
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     with torch._C.DisableTorchFunction():  # or is_meta would say what deferred() has it say
-        for name, tensor in tensors_of(model):
+        for name, tensor in [*tensors_of(model), *_set_later(model)]:
             if not tensor.is_meta:
                 real.append(tensor)
+                if plain(tensor) and is_raw(tensor):
+                    unknown[name] = _RAW
                 continue
             try:
                 values = held(tensor, f"{op}: {name}")
             except NotImplementedError:
                 if op == "materialize_":
                     raise
-                unknown.append(name)
+                unknown[name] = _OUTSIDE
                 continue
-            record = _record(values)
-            if record is None and values is tensor and (is_sharded(tensor) or plain(tensor)):
+            if is_sharded(tensor):
                 places = places or _places(model)
                 record = _record_at(tensor, places[id(tensor)])
-            if record is None:
-                unknown.append(name)
             else:
+                record = _record(values)
+            if record is not None:
                 targets.append(_Target(name, values, record, tensor))
+            elif is_sharded(tensor) or not plain(values) or store_of(values) is None:
+                unknown[name] = _OUTSIDE
+            else:
+                unknown[name] = _CHANGED
     return targets, real, unknown
+
+
+def _set_later(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What modules hold as attributes since the context, made of what has no memory."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        known = {id(tensor) for _, tensor in module.__dict__.get("_xinit_held", ())}
+        for name, value in module.__dict__.items():
+            if isinstance(value, Late) and id(value) not in known | seen:
+                seen.add(id(value))
+                yield canonical_name(f"{path}.{name}" if path else name), value  # type: ignore[misc]
+
+
+_OUTSIDE = "on the meta device, built outside of deferred()"
+_CHANGED = "on the meta device, made of tensors that were put there outside of deferred()"
+_RAW = "has memory by to_empty(), but no values"
+
+
+def _refuse(unknown: dict[str, str], model: nn.Module) -> None:
+    """Raise an error for the first kind of them."""
+    why = next(iter(unknown.values()))
+    names = some([name for name, other in unknown.items() if other is why])
+    if why is _RAW:
+        raise RuntimeError(
+            f"materialize_: to_empty() has replaced {names} by memory without values, and buffers likewise: leave it out, "
+            f"materialize_(model, device) gives them their memory"
+        )
+    if why is _CHANGED:
+        raise RuntimeError(
+            f"materialize_: {names} changed after the xinit.deferred() context, with tensors of which nothing is known, such as "
+            f"the new rows of a resized embedding: do that within it, or within another one"
+        )
+    sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
+    raise RuntimeError(
+        f"materialize_: nothing is known of {names}, on the meta device: built outside of xinit.deferred(), or put there "
+        f"since{', or sharded within it: shard a model after the context' if sharded else ''}? Do it within another context"
+    )
 
 
 def materialize_(
@@ -141,7 +184,8 @@ def materialize_(
         TypeError: if model, device or key are not of these types.
         ValueError: for a ``DTensor`` that :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
         RuntimeError: before anything has changed: if the model has no deferred parameters, or some that were put on the meta
-            device elsewhere or written to after the context, which are named.
+            device elsewhere, changed after the context so that it is not known how, or given memory without values by
+            ``to_empty``, which are named.
 
     Warns:
         UserWarning: of parameters that the constructor never wrote; they hold what the memory held.
@@ -185,11 +229,7 @@ def _materialize_(
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     if unknown:
-        sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
-        raise RuntimeError(
-            f"materialize_: nothing is known of {', '.join(unknown)}, on the meta device: built outside of xinit.deferred()"
-            f"{', or sharded within it: shard a model after the context' if sharded else ''}?"
-        )
+        _refuse(unknown, model)
     if not targets and not any(map(outside, real)):
         raise RuntimeError(
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
@@ -223,7 +263,8 @@ def _materialize_(
         if is_sharded(tensor):
             tensor._local_tensor = value._local_tensor  # type: ignore[attr-defined]
         elif isinstance(tensor, nn.Parameter):
-            value = Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
+            value = Tensor._make_subclass(own_class(tensor), value, tensor.requires_grad)
+        release(tensor)
         torch._C._swap_tensor_impl(tensor, value)
         rewrap(target.wrapper, target.tensor)
         target.tensor.__dict__.pop("_xinit_record", None)
@@ -242,7 +283,7 @@ def _materialize_(
 
 def _recorded_since(target: _Target) -> bool:
     left = target.tensor.__dict__.get("_xinit_record")
-    return left is None or target.store.since(left.time)
+    return not is_sharded(target.tensor) and (left is None or target.store.since(left.time))
 
 
 def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
@@ -274,19 +315,19 @@ def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: 
     again = [target for target in targets if target in replayed]
 
     # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
-    own = {
-        node: t
-        for t in reversed(again)
-        for node in t.store.until(t.record.time)
-        if node.fill and box(node.fill[0], t.whole)
-    }
+    own: dict[Node, tuple[_Target, Ref]] = {}
+    for copied in True, False:
+        for t in reversed(again):
+            whole, time = origin(t.whole, t.record.time) if copied else (t.whole, t.record.time)
+            if whole.store is t.store or whole.store not in owned:
+                own |= {n: (t, whole) for n in whole.store.until(time) if n.fill and box(n.fill[0], whole)}
     known: set[Node] = set()
     for target in again:
         count = 0
         for node in needed(target.store, target.record.time, known):
             known.add(node)
             if node in own:
-                keys[node] = key.fold_in(own[node].name), own[node].whole
+                keys[node] = key.fold_in(own[node][0].name), own[node][1]
             elif node.random:
                 keys[node] = key.fold_in(target.name).fold_in(count), None
                 count += 1
@@ -338,7 +379,7 @@ def audit(model: nn.Module) -> Audit:
         []
     """
     targets, _, unknown = _targets(model, "audit")
-    problems: dict[str, str] = dict.fromkeys(unknown, "on the meta device, built outside of deferred()")
+    problems = dict(unknown)
     for target in targets:
         written = "deferred: on the meta device until materialize_"
         problems[target.name] = written if target.written() else "deferred, but never written by the constructor"

@@ -419,6 +419,9 @@ def _fill_matrix(
         raise RuntimeError(
             f"Expected a '{tensor.device.type}' device type for generator but found '{generator.device.type}'"
         )
+    from xinit.late import check_is_not_late  # which takes this module
+
+    check_is_not_late(op, tensor)
     # What is left to be checked, the operator checks.
     if what.name == "sparse":
         fill(_normal_, tensor, what.drawn.parameters, generator, key, window)

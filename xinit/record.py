@@ -101,10 +101,16 @@ class Node:
     outputs: list[tuple[int, Ref]] = field(default_factory=list)  # new storages, by the position among what it returned
     answer: bool | None = None  # if it asks about values: what they have to say
     read: bool = False  # whether it is data because somebody has read the numbers that were drawn
+    is_unknown: bool = False  # whether nobody knows what it was
     reached: list[weakref.ref[Store]] = field(
         default_factory=list
     )  # if it draws: which storages that may have gone into
     time: int = field(default_factory=lambda: next(_clock))
+
+    @classmethod
+    def unknown(cls) -> Node:
+        """After it, nothing is known of what a storage holds."""
+        return cls(None, (), {}, is_unknown=True)
 
     @property
     def refs(self) -> list[Ref]:
@@ -128,6 +134,8 @@ class Node:
         """Whether it draws random numbers itself."""
         if self.fill:
             return self.fill[1].name != "constant"
+        if self.is_unknown:
+            return False
         return torch.Tag.nondeterministic_seeded in self.func.tags and self.kwargs.get("key") is None
 
     def overwrites(self, store: Store) -> bool:
@@ -164,7 +172,9 @@ class Store:
         deferred: it is, or depends on, a parameter, so nothing of it will be done here.
         draws: the operators whose random numbers may have gone into it.
         read: whether such numbers did that somebody had read, and which are data since.
+        unknown: whether something did of which nothing is known.
         exposed: its memory may change without an operator.
+        raw: it is memory without values.
         label: the parameter that it is or depends on, as far as its name is known.
         device: where it would be, if its memory were not put off: what the constructor is told.
     """
@@ -172,7 +182,7 @@ class Store:
     def __init__(self, storage: torch.UntypedStorage, *, lazy: bool = False, deferred: bool = False, label: str = ""):
         self.nodes: list[Node] = []
         self.draws: set[Node] = set()
-        self.read = self.exposed = False
+        self.read = self.unknown = self.exposed = self.raw = False
         self.reference = weakref.ref(self)
         self.nbytes, self.device = storage.nbytes(), storage.device
         self.lazy, self.deferred, self.label = lazy, deferred, label
@@ -230,9 +240,9 @@ class Store:
         if node.random:
             self.draws.add(node)
             node.reached.append(self.reference)
-        self.read = self.read or node.read
+        self.read, self.unknown = self.read or node.read, self.unknown or node.is_unknown
         for source in () if node.fill else {ref.store for ref in node.refs} - {self}:
-            self.read = self.read or source.read
+            self.read, self.unknown = self.read or source.read, self.unknown or source.unknown
             for draw in source.draws - self.draws:
                 self.draws.add(draw)
                 draw.reached.append(self.reference)
@@ -282,10 +292,11 @@ def ref(tensor: Tensor, store: Store) -> Ref:
 
 
 def known(tensor: Tensor) -> Store:
-    """A history for data of which none is known: that it is what it is; on the meta device, that it is nothing."""
+    """A history for data of which none is known: that it is what it is; on the meta device, that nobody knows it."""
     storage = tensor.untyped_storage()
     store = Store(storage)
     if tensor.is_meta:
+        store.add(Node.unknown())
         return store
     size = storage.nbytes() // tensor.dtype.itemsize
     view = Ref(store, tensor.dtype, (size,), (1,), 0)
@@ -326,6 +337,19 @@ def ordinary_tensors() -> Iterator[None]:
 def version_of(tensor: Tensor) -> int:
     """How often it was written to; a tensor that was made in ``torch.inference_mode`` does not count that."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def mark_raw(tensor: Tensor) -> None:
+    """Of memory that was made for a deferred tensor without its values, as by ``to_empty()``: know it again as long as nothing is
+    written there."""
+    Store(tensor.untyped_storage()).raw = True
+    with torch.no_grad():
+        tensor.view(-1)[0] = math.nan
+
+
+def is_raw(tensor: Tensor) -> bool:
+    store = None if tensor.is_meta or not tensor.numel() else store_of(tensor)
+    return store is not None and store.raw and bool(tensor.detach().flatten()[0].isnan())
 
 
 def now() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from xinit.accelerate import plain, torchs_complex_normal
 from xinit.distributions import DTYPES, FLOAT8, Distribution
 from xinit.keys import Key
-from xinit.record import Data, Node, Ref, Store, distribution, known, now, on_meta, ref, store_of
+from xinit.record import Data, Node, Ref, Store, distribution, known, mark_raw, now, on_meta, ref, store_of
 from xinit.replay import needed, replay
 
 _aten = torch.ops.aten
@@ -62,6 +63,26 @@ _SMALL = 1 << 14  # bytes: not worth to be left untouched
 _VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
 
 
+INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
+
+
+def as_tensors(index: Any) -> Any:
+    """An index with its lists as tensors: torch would make them on the meta device, where nobody sees what they hold."""
+    if isinstance(index, tuple):
+        return tuple(map(as_tensors, index))
+    if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
+        return torch.tensor(index, dtype=None if index else torch.long)
+    return index
+
+
+_thread = threading.local()
+
+
+def is_recording() -> bool:
+    """Whether a recorder sees this thread's operators."""
+    return bool(getattr(_thread, "depth", 0))
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator of this thread, and writes down those that concern parameters or random numbers.
 
@@ -69,10 +90,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     parameters, and a parameter has no memory. Whatever else is done with such a tensor is preceded by what was put off.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, late: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.late = late  # after the context: what is real, or on the meta device for other reasons, is nothing to it
         self.paused = False
         self.lazy: list[weakref.ref[Store]] = []
+
+    def __enter__(self) -> Any:
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        _thread.depth -= 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -91,6 +121,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
         if not all(plain(tensor) for tensor in tensors):
             return func(*args, **kwargs)
+        if self.late and (real := self._not_to_be_recorded(func, args, kwargs, tensors)) is not None:
+            return real[0]
         if func in _EMPTY or (func in _FACTORIES and _fillable(func, args, kwargs)):
             return self._make(func, args, kwargs)
         stores = [store for store in map(store_of, tensors) if store]
@@ -120,6 +152,34 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **kwargs)
         self._add(node, output, written)
         return output
+
+    def _not_to_be_recorded(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> tuple[Any] | None:
+        """Do after the context what gives real tensors, or takes values of which nothing is known."""
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != "meta":
+            output = func(*args, **kwargs)
+            if func in _EMPTY and output.numel() and output.is_floating_point() and plain(output):
+                mark_raw(output)
+            return (output,)
+        written = _written(func, args, kwargs)
+        if all(not t.is_meta or store_of(t) or any(t is w for w in written) for t in tensors):
+            return None  # all that it takes is known
+        try:
+            output = func(*args, **kwargs)
+        except RuntimeError as error:
+            if torch.Tag.data_dependent_output in func.tags or isinstance(error, NotImplementedError):
+                raise RuntimeError(
+                    f"deferred: {func} takes a tensor that was put on the meta device outside of deferred(): do this within "
+                    f"another such context"
+                ) from error
+            raise
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.is_meta and plain(tensor):
+                store = store_of(tensor) or known(tensor)
+                store.add(Node.unknown())
+                store.defer(store.label or "a tensor put on the meta device outside of deferred()")
+        return (output,)
 
     def _make(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A new tensor, its memory not touched if it is of some size."""
@@ -258,7 +318,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 store.add(node)
         elif output is None or (keys and not tensors):
             raise RuntimeError(
-                f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet ({error})"
+                f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet "
+                f"({str(error).splitlines()[0].split('. ')[0]})"
             ) from error
         return tree_map(
             lambda leaf: torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")

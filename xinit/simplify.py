@@ -61,8 +61,12 @@ class Record(NamedTuple):
 
 def record_of(tensor: Tensor, store: Store, version: int) -> Record:
     """What a tensor of that storage is now."""
-    whole, time = ref(tensor, store), now()
-    drawn = fills(store, time)
+    return record_of_view(ref(tensor, store), version)
+
+
+def record_of_view(whole: Ref, version: int) -> Record:
+    time = now()
+    drawn = fills(whole.store, time)
     if drawn is None:
         return Record(whole, time, version, None, frozenset())
     return Record(whole, time, version, _parts(whole, drawn[0]), drawn[1])
@@ -90,6 +94,8 @@ def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], froz
         if node.fill:
             drawn.append(node.fill)
             continue
+        if node.is_unknown:
+            return None
         if not node.outputs and not isinstance(node.args[0], Ref):
             return None
         target = node.outputs[0][1] if node.outputs else node.args[0]
@@ -117,6 +123,16 @@ def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], froz
                 return None
             drawn = [(drawn[0][0], after)]
     return drawn, sources
+
+
+def origin(whole: Ref, time: int) -> tuple[Ref, int]:
+    """What a view of a storage began as a copy of, as by ``copy.deepcopy``, and when that was made; itself if it is no copy."""
+    nodes = whole.store.until(time)
+    if nodes and nodes[0].func in _COPIES and nodes[0].outputs and isinstance(nodes[0].args[0], Ref):
+        source, target = nodes[0].args[0], nodes[0].outputs[0][1]
+        if source[2:] == target[2:] == whole[2:]:
+            return origin(source, nodes[0].time)
+    return whole, time
 
 
 def _transformed(what: Distribution, node: Node) -> Distribution | None:

@@ -1,0 +1,143 @@
+"""After a :func:`xinit.deferred` context: what is done to tensors that still have no memory goes on being recorded.
+
+As long as they have none, these tensors have a subclass of their own class, which sees what torch's functions do to them and to
+what comes of them. With their memory they get their own class back.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+
+from xinit.accelerate import plain, truncated_normal_in_one_operator
+from xinit.record import store_of
+from xinit.recorder import INDEXES, Recorder, as_tensors, is_recording
+
+_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+
+
+class Late:
+    """What the subclasses have that the classes do not."""
+
+    _xinit_class: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Who makes a tensor of the class of one of these, of real values, is to get one of its own class."""
+        return (nn.Parameter if cls._xinit_class is Tensor else cls._xinit_class)(*args, **kwargs)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func == _IS_META and (caller := sys._getframe(1)).f_globals.get("__name__") == init.__name__:
+            check_is_not_late(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in INDEXES:
+                args = args[0], as_tensors(args[1]), *args[2:]
+            if func.__name__ == "__get__" or is_recording():  # what an attribute gives is a view
+                output = func(*args, **kwargs)
+            else:
+                seen = [leaf for leaf in args if isinstance(leaf, Late) and _is_as_seen(leaf)]
+                with truncated_normal_in_one_operator(), Recorder(late=True):
+                    output = func(*args, **kwargs)
+                for leaf in seen:
+                    _see(leaf)
+            for tensor in output if isinstance(output, list | tuple) else [output]:
+                if type(tensor) is Tensor and _is_deferred(tensor):
+                    watch(tensor)
+        return output
+
+    def set_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """It changes what the tensor is a view of, without asking the class."""
+        seen = _is_as_seen(self)
+        with torch._C.DisableTorchFunctionSubclass():
+            Tensor.set_(self, *args, **kwargs)
+        if seen:
+            _see(self)
+        return self
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        raise RuntimeError(
+            "deferred: a tensor that is not materialized yet cannot be pickled; its module's code can build it again"
+        )
+
+    def __repr__(self: Any) -> str:
+        with torch._C.DisableTorchFunctionSubclass():
+            text = repr(Tensor._make_subclass(Tensor, self, self.requires_grad))
+        return f"Parameter containing:\n{text}" if isinstance(self, nn.Parameter) else text
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        if id(self) in memo:
+            return memo[id(self)]
+        twin: Any = self.data.clone(memory_format=torch.preserve_format)
+        with torch._C.DisableTorchFunctionSubclass():
+            twin = memo[id(self)] = Tensor._make_subclass(type(self), twin, self.requires_grad)
+            if not isinstance(self, nn.Parameter):
+                twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+            elif twin._xinit_class is Tensor:
+                twin._is_param = True
+        return twin
+
+
+def check_is_not_late(op: str, tensor: Tensor) -> None:
+    """For what fills only what has memory, or does so in more than operators."""
+    if isinstance(tensor, Late) and not is_recording():
+        raise RuntimeError(
+            f"deferred: {op} does nothing on the meta device, where this tensor is until materialize_: do it within another "
+            f"xinit.deferred() context"
+        )
+
+
+def _is_as_seen(tensor: Any) -> bool:
+    record = tensor.__dict__.get("_xinit_record")
+    return record is not None and record.version == tensor._version
+
+
+def _see(tensor: Any) -> None:
+    """Whatever was written to it just now has been recorded."""
+    tensor.__dict__["_xinit_record"] = tensor.__dict__["_xinit_record"]._replace(version=tensor._version)
+
+
+def _is_deferred(tensor: Tensor) -> bool:
+    store = store_of(tensor) if tensor.is_meta and plain(tensor) else None
+    return store is not None and store.deferred
+
+
+_classes: dict[Any, Any] = {}
+
+
+def _class(base: Any) -> Any:
+    if base not in _classes:
+        space = {"__module__": base.__module__, "_xinit_class": base}
+        _classes[base] = type(base)(base.__name__, (Late, base), space)
+    return _classes[base]
+
+
+def watch(tensor: Any) -> None:
+    """See what is done to a tensor that has no memory."""
+    if type(tensor) is nn.Parameter:
+        # As torch has it for parameters of other classes: what detach() gives has the same one.
+        tensor.__class__, tensor._is_param = _class(Tensor), True
+    elif not isinstance(tensor, Late):
+        tensor.__class__ = _class(type(tensor))
+
+
+def own_class(tensor: Any) -> type[Tensor]:
+    """The class that a tensor has with memory."""
+    if not isinstance(tensor, Late):
+        return type(tensor)
+    return nn.Parameter if tensor.__dict__.get("_is_param") else tensor._xinit_class
+
+
+def release(tensor: Any) -> None:
+    """Give it its own class back."""
+    own = own_class(tensor)
+    if own is not type(tensor):
+        tensor.__class__ = own
+        tensor.__dict__.pop("_is_param", None)
