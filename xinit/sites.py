@@ -42,7 +42,8 @@ def unwritten(name: str, parameter: Tensor, module: nn.Module) -> bool:
     though transformers has drawn them: it flags what it loads. In others, those that nothing was written to in place since they
     were made: after ``to_empty`` and ``load_state_dict(strict=False)``, what the state lacked, and then buffers are made or named
     by the same measure; and what :func:`xinit.materialize_` found the constructor never to write. A constructor like
-    ``nn.Parameter(torch.ones(8))`` and ``load_state_dict(assign=True)``, which replaces tensors, leave no such trace: ``skip`` these.
+    ``nn.Parameter(torch.ones(8))`` and ``load_state_dict(assign=True)``, which replaces tensors, leave no such trace: ``skip``
+    these.
 
     Example:
         >>> import torch, xinit
