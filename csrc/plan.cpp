@@ -64,6 +64,12 @@ Plan plan_scaled(const Target& target, std::string_view distribution, double gai
   return plan_named(target, scaled(distribution, gain, fans_of(target.shape), mode));
 }
 
+// For all but Kaiming's: a shape that has no fans is an error also if it has no elements, as in torch.
+Plan plan_with_fans(const Target& target, std::string_view distribution, double gain, Fan mode) {
+  fans_of(target.shape);
+  return plan_scaled(target, distribution, gain, mode);
+}
+
 size_t axis_of(int64_t axis, size_t dims, const char* argument) {
   const int64_t n = static_cast<int64_t>(dims);
   TORCH_CHECK_VALUE(-n <= axis && axis < n, argument, " ", axis, " is out of range for a tensor of ", n, " dimensions");
@@ -96,11 +102,11 @@ Plan plan_trunc_normal(const Target& target, double mean, double std, double a, 
 }
 
 Plan plan_xavier_uniform(const Target& target, double gain) {
-  return plan_scaled(target, "uniform", gain, Fan::kAverage);
+  return plan_with_fans(target, "uniform", gain, Fan::kAverage);
 }
 
 Plan plan_xavier_normal(const Target& target, double gain) {
-  return plan_scaled(target, "normal", gain, Fan::kAverage);
+  return plan_with_fans(target, "normal", gain, Fan::kAverage);
 }
 
 Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
@@ -114,7 +120,7 @@ Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, 
 Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution) {
   TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
                     scale);
-  return plan_scaled(target, distribution, std::sqrt(scale), parse_fan(mode));
+  return plan_with_fans(target, distribution, std::sqrt(scale), parse_fan(mode));
 }
 
 size_t parameters_of(std::string_view distribution) {
@@ -175,6 +181,7 @@ Named scaled(std::string_view distribution, double gain, Fans fans, Fan mode) {
   if (distribution == "uniform") return {"uniform", {-bound, bound}};
   TORCH_CHECK_VALUE(distribution == "truncated_normal", "Distribution ", distribution,
                     " not supported, please use one of ['truncated_normal', 'normal', 'uniform']");
+  if (std == 0) return {"normal", {0, 0}};               // zeros: there is no window to truncate to
   const double untruncated = std / 0.87962566103423978;  // the std of a standard normal truncated to +-2
   return {"truncated_normal", {0, untruncated, -2 * untruncated, 2 * untruncated}};
 }

@@ -256,6 +256,9 @@ def test_gains(gain):
             gain(*arguments)
 
 
+TOO_FEW = "Fan in and fan out can not be computed for tensor with fewer than 2 dimensions"
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3), (2, 3, 0)], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_no_elements(name, shape):
@@ -267,6 +270,20 @@ def test_no_elements(name, shape):
         with warns if name in FANS else nullcontext():
             assert getattr(xinit, name)(tensor, **arguments) is tensor
         assert all(map(torch.equal, state(tensor)[:2], before))
+
+
+@pytest.mark.parametrize("name", FANS)
+def test_no_elements_and_no_fans(name):
+    """torch looks at Kaiming's elements first, and at the fans of all others."""
+    fan_first = not name.startswith("kaiming")
+    for arguments in {}, {"key": KEY}:
+        with pytest.raises(ValueError, match=TOO_FEW) if fan_first else pytest.warns(UserWarning, match="no-op"):
+            getattr(xinit, name)(torch.empty(0), **arguments)
+        with pytest.raises(ValueError, match=TOO_FEW):
+            getattr(xinit, name)(torch.empty(()), **arguments)
+    if hasattr(torch.nn.init, name):
+        with pytest.raises(ValueError, match=TOO_FEW) if fan_first else pytest.warns(UserWarning, match="no-op"):
+            getattr(torch.nn.init, name)(torch.empty(0))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -118,6 +118,15 @@ def test_fake_and_meta_tensors(fill, dtype):
     assert tensor.shape == (3, 4)
 
 
+def test_a_model_of_fake_parameters():
+    """Each was said to share its memory with the one before: a fake tensor has none. It is left as a meta tensor is."""
+    with FakeTensorMode():
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        assert xinit.init_(model, "torch", KEY) is model
+    real = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    assert str(xinit.plan(model, "torch")) == str(xinit.plan(real, "torch"))
+
+
 # ---- compilation ----
 
 
@@ -129,7 +138,7 @@ def test_compiled_with_a_key(dynamic):
         xinit.uniform_(x[1:3], 5, 6, key=key.fold_in(0), window=Window((9, x.shape[1]), (1, 0)))
         return x.t(), xinit.xavier_uniform_(torch.empty_like(x), key=key)
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for shape in ((4, 5), (40, 3)):
         x, y = torch.zeros(shape), torch.zeros(shape)
         assert all(map(same, compiled(x, "a"), step(y, "a")))

@@ -307,3 +307,11 @@ def test_the_family_is_one_formula(name, arguments, std, of, shape):
 
 def test_every_fan_fill_is_in_the_family():
     assert {f"{name}_" for name in FAN_FILLS} == {name for name, *_ in FAMILY}
+
+
+@pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform"])
+def test_a_scale_of_zero_gives_zeros(distribution):
+    """As torch's std=0, and as JAX."""
+    assert not xinit.variance_scaling_(torch.ones(3, 4), 0.0, distribution=distribution).any()
+    xinit.fill_many_([w := torch.ones(3, 4)], [xinit.variance_scaling(0.0, distribution=distribution)], [KEY])
+    assert not w.any()

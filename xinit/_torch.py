@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -44,3 +47,36 @@ def simulated_ranks(local: Any, coordinate: Any) -> list[tuple[Tensor, tuple[int
     """
     at = [axis.node._local_ints for axis in coordinate]
     return [(part, tuple(axis[rank] for axis in at)) for rank, part in sorted(local._local_tensors.items())]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_when_compiled(function: F) -> F:
+    """``torch.compiler.assume_constant_result``, which imports the compiler, seconds of work, when xinit is imported.
+
+    Without it: keys that are folded in compiled functions.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def not_compiled(why: str) -> Callable[[F], F]:
+    """``torch.compiler.disable``, but only once there is a compiler: it imports that too. Without it: fills of DTensors in
+    compiled functions."""
+
+    def mark(function: F) -> F:
+        disabled: Any = None
+
+        @wraps(function)
+        def outside(*args: Any, **kwargs: Any) -> Any:
+            nonlocal disabled
+            if disabled is None and "torch._dynamo" in sys.modules:
+                disabled = torch.compiler.disable(function, reason=why)  # type: ignore[no-untyped-call]
+            return (disabled or function)(*args, **kwargs)
+
+        outside._torchdynamo_disable = True  # type: ignore[attr-defined]
+        outside._torchdynamo_disable_msg = why  # type: ignore[attr-defined]
+        return cast(F, outside)
+
+    return mark

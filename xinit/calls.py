@@ -1,4 +1,4 @@
-"""From a function's arguments to its operator's: keys, windows and sharded tensors, and the gain of a nonlinearity."""
+"""From a function's arguments to its operator's: keys, windows, sharded tensors and slopes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from xinit import _C
+from xinit._torch import not_compiled
 from xinit.keys import Key
 from xinit.ranks import first_key
 from xinit.sharding import check_view, is_sharded, pieces
@@ -74,12 +74,18 @@ def fill_scaled(
     window: Window | None,
 ) -> Tensor:
     """As fill, for distributions scaled by a fan: a tensor without elements has none, so it is left, with torch's warning."""
-    if isinstance(tensor, Tensor) and not tensor.numel() and (window is None or 0 in window.global_shape):
+    if (
+        isinstance(tensor, Tensor)
+        and not tensor.numel()
+        and (tensor.dim() > 1 or op.__name__.startswith("kaiming"))  # as torch, which looks at the fan first for others
+        and (window is None or 0 in window.global_shape)
+    ):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
         return tensor
     return fill(op, tensor, parameters, generator, key, window)
 
 
+@not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
 def _fill_shard(
     op: Any,
     tensor: Tensor,
@@ -164,8 +170,3 @@ def slope_of(a: Any, nonlinearity: str) -> float:
     if isinstance(a, bool) or not isinstance(a, (int, float)):
         raise ValueError(f"negative_slope {a} not a valid number")
     return float(a)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[misc]
-def gain_of(nonlinearity: str, slope: float) -> float:
-    return _C.calculate_gain(nonlinearity, slope)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from xinit import _C
+from xinit._torch import constant_when_compiled, not_compiled
 from xinit.init import calculate_gain
 from xinit.keys import Key
 from xinit.sharding import check_view, is_sharded, pieces
@@ -103,7 +104,7 @@ class Distribution:
         return f"Distribution({self.name}, {numbers})"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
+@constant_when_compiled
 def _resolve(*arguments: Any) -> tuple[str, tuple[float, ...]]:
     return _C.resolve(*arguments)
 
@@ -362,6 +363,7 @@ def fill_many_(
         )
 
 
+@not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
 def _fill_many_parts_(
     tensors: Sequence[Tensor],
     distributions: Sequence[Distribution],

@@ -32,10 +32,13 @@ and raise
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
-from xinit.calls import fill, fill_scaled, gain_of, slope_of
+from xinit.calls import fill, fill_scaled, slope_of
 from xinit.keys import Key
 from xinit.window import Window
 
@@ -66,7 +69,11 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
         1.38675
     """
-    return float(gain_of(nonlinearity, slope_of(0.01 if param is None else param, nonlinearity)))
+    slope = slope_of(0.01 if param is None else param, nonlinearity)
+    if not -math.inf < slope < math.inf:  # which torch.compile can trace, as it cannot math.isfinite
+        raise ValueError(f"negative_slope {slope} not a valid number")
+    gain: Any = torch.nn.init.calculate_gain  # in Python, which torch.compile can trace
+    return float(gain(nonlinearity, slope))
 
 
 def uniform_(

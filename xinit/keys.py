@@ -9,6 +9,8 @@ from typing import SupportsIndex
 
 import torch
 
+from xinit._torch import constant_when_compiled
+
 _LIMIT, _HALF = 1 << 64, 1 << 63
 
 
@@ -24,7 +26,7 @@ def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
     return number % _LIMIT
 
 
-@torch.compiler.assume_constant_result  # type: ignore[misc]
+@constant_when_compiled
 def _folded(seed: int, stream: int, data: str | int) -> int:
     head = seed.to_bytes(8, "little") + stream.to_bytes(8, "little")
     tail = b"s" + data.encode() if isinstance(data, str) else b"i" + data.to_bytes(8, "little")
@@ -59,14 +61,16 @@ class Key:
 
     def __post_init__(self) -> None:
         for name, value, least in (("seed", self.seed, -(1 << 63)), ("stream", self.stream, 0)):
-            if value.__class__ is not int or not 0 <= value < _LIMIT:  # type() is more than torch.compile understands
+            # isinstance, because torch.compile understands neither type() nor __class__ of a number that varies
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LIMIT:
                 object.__setattr__(self, name, _unsigned(name, value, least))
 
     def fold_in(self, data: str | SupportsIndex) -> Key:
         """A new key for a part of what this one names: a parameter by its name, a layer or an expert by its number.
 
         The new stream is the little-endian 8-byte BLAKE2b digest of seed, stream and data; strings and integers never
-        meet. The order of folding matters.
+        meet. The order of folding matters. Under ``torch.compile`` the new key is a constant, so that a function which folds
+        another one is compiled anew.
 
         Args:
             data: a string, or an integer in [0, 2**64).
@@ -80,9 +84,9 @@ class Key:
             >>> xinit.Key(0).fold_in("weight")
             Key(seed=0, stream=5545109141820079266)
         """
-        return Key(
-            self.seed, _folded(self.seed, self.stream, data if isinstance(data, str) else _unsigned("data", data, 0))
-        )
+        # index: torch.compile makes numbers that vary between calls symbols, which no digest can take, but not an index
+        seed, stream = operator.index(self.seed), operator.index(self.stream)
+        return Key(seed, _folded(seed, stream, data if isinstance(data, str) else _unsigned("data", data, 0)))
 
     @staticmethod
     def drawn(generator: torch.Generator) -> Key:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from xinit.accelerate import plain
 from xinit.buffers import Buffers, buffers_of
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.generators import governed
@@ -138,6 +139,8 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
             raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
         elif parameter.numel() == 0 and _empty_by_shape(site):
             continue
+        elif not plain(parameter):
+            continue  # fake: a shape and a dtype, but no memory to share
         elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
             empty.append(name)
         else:

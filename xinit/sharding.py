@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xinit._torch import simulated_ranks
+from xinit._torch import not_compiled, simulated_ranks
 from xinit.subclasses import held
 from xinit.window import Window
 
@@ -192,6 +192,7 @@ def local_of(tensor: Any, name: str) -> tuple[Tensor, Sequence[Box]]:
     return shards(tensor, name)[0]
 
 
+@not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
 def shards(tensor: Any, name: str) -> list[tuple[Tensor, Sequence[Box]]]:
     """A sharded tensor's local one, and its boxes. Of each rank that ``LocalTensorMode`` simulates in this process.
 

@@ -1,0 +1,199 @@
+"""Compiled: the bits, the generator's state and the gradients of eager mode, whatever varies between calls."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import KEY, same
+from torch.utils.checkpoint import checkpoint
+
+import xinit
+from xinit import Key, Window
+
+SLOW = [pytest.param("inductor", marks=pytest.mark.slow)]  # it runs a C++ compiler
+backends = pytest.mark.parametrize("backend", ["aot_eager", *SLOW])
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+def agree(step, calls, backend="aot_eager", make=lambda: ()):
+    """Each call of the compiled function gives what the eager one does, and leaves tensors and generator as that does."""
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    for arguments in calls:
+        runs = []
+        for f in step, compiled:
+            torch.manual_seed(3)
+            tensors = make()
+            runs.append([f(*tensors, *arguments), *tensors, torch.get_rng_state()])
+        assert all(map(same, *runs)), arguments
+
+
+# ---- what varies ----
+
+NUMBERS = (0, 1, 2, -5, 2**63 - 1, 2**64 - 1)
+VARIED = {
+    "key": (lambda key: xinit.normal_(torch.empty(4, 5), key=key), [Key(n) for n in NUMBERS]),
+    "stream": (lambda key: xinit.normal_(torch.empty(4, 5), key=key), [Key(n, n % 2**64) for n in NUMBERS]),
+    "folded": (
+        lambda key: xinit.normal_(torch.empty(4, 5), key=key.fold_in("w").fold_in(3)),
+        [Key(n) for n in NUMBERS],
+    ),
+    "number": (lambda n: xinit.normal_(torch.empty(4, 5), key=KEY.fold_in(n).fold_in("w")), [0, 1, 2, 7]),
+    "seed": (lambda n: xinit.normal_(torch.empty(4, 5), key=Key(n, n + 1)), [0, 1, 2, 7]),
+    "offset": (lambda n: xinit.normal_(torch.empty(4, 5), window=Window((9, 9), (n, 2))), [0, 1, 3, 2]),
+    "slope": (lambda a: xinit.kaiming_uniform_(torch.empty(4, 5), a=a), [0.1, 0.2, 0.3, 1, 2]),
+    "slope, normal": (lambda a: xinit.kaiming_normal_(torch.empty(4, 5), a), [0.1, 0.2, 1]),
+    "gain": (lambda a: xinit.xavier_normal_(torch.empty(4, 5), xinit.calculate_gain("leaky_relu", a)), [0.1, 0.2, 1]),
+    "std": (lambda std: xinit.normal_(torch.empty(4, 5), std=std), [0.1, 0.2, 1, 0]),
+    "scale": (lambda scale: xinit.variance_scaling_(torch.empty(4, 5), scale), [0.1, 2.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("what", VARIED)
+def test_arguments_that_vary(what):
+    step, values = VARIED[what]
+    agree(step, [(value,) for value in values])
+
+
+def test_errors_are_those_of_eager():
+    for slope in (float("nan"), float("inf"), True, "0.1"):
+        with pytest.raises(ValueError, match="not a valid number"):
+            xinit.calculate_gain("leaky_relu", slope)
+
+
+# ---- gradients ----
+
+
+def draws(x):
+    w = xinit.kaiming_normal_(torch.empty(4, 4))
+    return (x * xinit.uniform_(torch.empty_like(x)) @ w).sin()
+
+
+def gradient(step, compile):
+    def loss(x):
+        return checkpoint(step, x, use_reentrant=False).sum()
+
+    torch.manual_seed(0)
+    x = torch.arange(16.0).view(4, 4).requires_grad_()
+    compile(loss)(x).backward()
+    return x.grad, torch.get_rng_state()
+
+
+@backends
+def test_recomputation_draws_the_same(backend):
+    """Compiled, a checkpointed draw without a key was recomputed with other numbers: gradients were wrong."""
+    expected = gradient(draws, lambda f: f)
+    assert all(map(same, gradient(draws, lambda f: torch.compile(f, fullgraph=True, backend=backend)), expected))
+
+
+def graphs(step, *inputs):
+    """The code of the graphs that torch compiles."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    seen = []
+
+    def keep(module, _):
+        seen.append(module.code)
+        return make_boxed_func(module.forward)
+
+    torch.compile(step, fullgraph=True, backend=aot_autograd(fw_compiler=keep))(*inputs)
+    return "".join(seen)
+
+
+def test_graphs_hold_the_twins():
+    """Not auto_functionalized, which hides an op's tag."""
+
+    def step(x):
+        xinit.fill_many_([x], [xinit.normal()], [Key(1)])
+        return x + draws(x)
+
+    code = graphs(step, torch.zeros(4, 4))
+    assert "auto_functionalized" not in code
+    assert all(f"xinit.{name}.default" in code for name in ("uniform", "kaiming_normal", "fill_many"))
+
+
+def test_parameters_are_filled_as_under_no_grad():
+    def step(w, x):
+        xinit.xavier_normal_(w)
+        return (w * x).sum()
+
+    grads = []
+    for f in step, torch.compile(step, fullgraph=True, backend="aot_eager"):
+        torch.manual_seed(1)
+        w = torch.nn.Parameter(torch.zeros(3, 4))
+        f(w, torch.ones(3, 4)).backward()
+        assert w.is_leaf
+        grads.append((w.grad, w.detach()))
+    assert all(map(same, *grads))
+
+
+def test_views_are_filled_in_place():
+    def step(x, y):
+        xinit.normal_(x[1:, ::2], key=KEY)
+        xinit.uniform_(y.t()[2:])
+        return x + 1
+
+    agree(step, [()], make=lambda: (torch.zeros(4, 5), torch.zeros(3, 6)))
+
+
+@backends
+@pytest.mark.parametrize("mode", ["same", "different"])
+def test_vmap_compiled(backend, mode):
+    def step(x):
+        return torch.vmap(lambda row: xinit.kaiming_uniform_(row.new_empty(4, 6)) + row.sum(), randomness=mode)(x)
+
+    agree(step, [(torch.ones(3, 2),)], backend)
+
+
+# ---- sharded ----
+
+SHARDED = """
+import torch, xinit, warnings
+from torch.distributed import init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+
+def step(d):
+    y = d + 1
+    xinit.kaiming_normal_(d)
+    z = y + 2 * d
+    xinit.fill_many_([d], [xinit.xavier_uniform()], [xinit.Key(5)])
+    return z + 3 * d
+
+for placements in [Shard(0), Shard(0)], [_StridedShard(0, split_factor=2), Shard(0)]:
+    runs = []
+    for f in step, torch.compile(step, backend="aot_eager"):
+        torch.manual_seed(0)
+        d = DTensor.from_local(torch.zeros(3, 6), mesh, placements, run_check=False, shape=(12, 6), stride=(6, 1))
+        runs.append([f(d).to_local(), d.to_local(), torch.get_rng_state()])
+    assert all(map(torch.equal, *runs)), placements
+torch._dynamo.reset()
+try:
+    torch.compile(step, backend="aot_eager", fullgraph=True)(d)
+except torch._dynamo.exc.Unsupported as error:
+    assert "when xinit fills its local tensor" in str(error)
+else:
+    raise AssertionError("compiled")
+"""
+
+
+def test_sharded_tensors_are_filled_outside_the_graph():
+    """Also those of FSDP2 over tensor parallelism, on which the compiler itself failed."""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", SHARDED], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
+def test_importing_xinit_does_not_import_the_compiler():
+    code = "import sys, xinit; assert 'torch._dynamo' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
