@@ -189,7 +189,7 @@ def test_signature_begins_as_torchs(name: str) -> None:
     assert [(p.name, p.default, p.kind) for p in ours][: len(theirs)] == [(p.name, p.default, p.kind) for p in theirs]
 
 
-@pytest.mark.parametrize("name", ["_calculate_fan_in_and_fan_out"])
+@pytest.mark.parametrize("name", ["_calculate_correct_fan", "_calculate_fan_in_and_fan_out"])
 def test_what_does_not_draw_by_key_is_torchs_own(name: str) -> None:
     assert getattr(xinit, name) is getattr(init, name)
 

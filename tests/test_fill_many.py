@@ -76,7 +76,7 @@ def test_none_empty_and_meta_tensors():
     [
         (torch.empty(3), xinit.xavier_normal(), ValueError, "fewer than 2 dimensions"),
         (torch.empty(3, dtype=torch.int32), xinit.normal(), NotImplementedError, "not implemented for 'Int'"),
-        (torch.empty(3), xinit.normal(0, -1), RuntimeError, "std >= 0.0"),
+        (torch.empty(3), xinit.Distribution("normal", (0.0, -1.0)), RuntimeError, "std >= 0.0"),
         (torch.empty(3), xinit.Distribution("cauchy", (0.0, 1.0)), ValueError, "unknown distribution cauchy"),
         (torch.empty(3, 3), xinit.Distribution("normal", (1.0,), "fan_up"), ValueError, "Mode fan_up not supported"),
         (torch.empty(1, 3).expand(2, 3), xinit.normal(), RuntimeError, "single memory location"),

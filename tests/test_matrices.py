@@ -337,7 +337,10 @@ def test_factories_take_no_tensor(factory):
 
 def test_an_error_leaves_all_tensors_as_they_were():
     tensors = torch.full((4, 4), 7.0), torch.full((3,), 7.0)
-    for distributions in (xinit.orthogonal(), xinit.identity()), (xinit.orthogonal(), xinit.uniform(2, 1)):
+    for distributions in (
+        (xinit.orthogonal(), xinit.identity()),
+        (xinit.orthogonal(), xinit.Distribution("uniform", (2.0, 1.0))),
+    ):
         with pytest.raises((ValueError, RuntimeError)):
             xinit.fill_many_(tensors, distributions, [KEY, KEY])
         assert all((tensor == 7).all() for tensor in tensors)

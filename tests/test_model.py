@@ -388,7 +388,7 @@ def test_other_parameters_that_cannot_be_filled():
     twins = nn.ModuleDict({"a": nn.Linear(2, 2), "module": nn.ModuleDict({"a": nn.Linear(2, 2)})})
     unchanged(twins, r"init_: two parameters are both called a\.weight, apart from wrappers' parts")
     last = layers("a", "b")
-    recipe = {"b.bias": xinit.normal(std=-1.0), "*": xinit.normal()}
+    recipe = {"b.bias": xinit.Distribution("normal", (0.0, -1.0)), "*": xinit.normal()}
     unchanged(last, r"std", RuntimeError, recipe=recipe)
 
 

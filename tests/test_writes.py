@@ -88,7 +88,7 @@ def test_blocks_have_the_bits_of_their_own_parameters(axis):
     ("fused", "sizes", "axis", "words"),
     [
         ("qkv", (4, 4), 0, r"sizes \[4, 4\] do not add up to the 9 of axis 0"),
-        ("qkv", (13, -4), 0, "do not add up"),
+        ("qkv", (13, -4), 0, "size of part 'b' must be an integer >= 0, but found -4"),
         ("qkv", (4, 5), 2, "axis 2 is out of range"),
         ("kv", (4, 5), 0, "'kv' is no component of the name 'a.qkv.weight'"),
     ],

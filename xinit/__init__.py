@@ -71,6 +71,7 @@ from xinit.matrices import (
     sparse_,
 )
 from xinit.model import fingerprint, init_, plan
+from xinit.old_names import eye
 from xinit.plans import Plan, Row
 from xinit.sites import unwritten
 from xinit.window import Window
@@ -96,6 +97,7 @@ __all__ = [
     "delta_orthogonal_",
     "dirac",
     "dirac_",
+    "eye",
     "eye_",
     "fill_many_",
     "fingerprint",

@@ -5,35 +5,51 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import Parameter
+from torch.overrides import has_torch_function_unary
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit._torch import not_compiled
+from xinit.guards import FLAG, ORIGINALS, left_alone
 from xinit.keys import Key
 from xinit.ranks import first_key
 from xinit.sharding import check_view, is_sharded, pieces
-from xinit.subclasses import PLAIN, held
+from xinit.subclasses import held
 from xinit.window import Window
 
 
 def fill(
     op: Any,
+    function: Any,
     tensor: Tensor,
     parameters: tuple[Any, ...],
     generator: Generator | None,
     key: Key | None,
     window: Window | None,
 ) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op.__name__}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    """Fill a tensor by an operator, unless `function`, that of ``torch.nn.init`` at this moment, would leave it as it is;
+    None where that has been asked."""
+    kind = type(tensor)
+    plain = kind is Tensor or kind is Parameter
+    if not plain and not isinstance(tensor, Tensor):
+        raise TypeError(f"{op.__name__.partition('.')[0]}: tensor must be a torch.Tensor, but found {kind.__name__}")
+    # left_alone, but for what is usual
+    if (
+        function is not None
+        and (function not in ORIGINALS or has_torch_function_unary(tensor) or getattr(tensor, FLAG, False))
+        and left_alone(op.__name__.partition(".")[0], function, tensor)
+    ):
+        return tensor
     if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
         check_kept(op.__name__.partition(".")[0], tensor)
     try:
-        values = tensor if type(tensor) in PLAIN else held(tensor, f"{op.__name__}: tensor")
-        if is_sharded(values):
+        values = tensor if plain else held(tensor, f"{op.__name__}: tensor")
+        if not plain and is_sharded(values):
             _fill_shard(op, values, parameters, generator, key, window)
         elif key is None and window is None:
             op(values, *parameters, generator=generator)
@@ -67,6 +83,7 @@ def check_kept(op: str, tensor: Tensor) -> None:
 
 def fill_scaled(
     op: Any,
+    function: Any,
     tensor: Tensor,
     parameters: tuple[Any, ...],
     generator: Generator | None,
@@ -82,7 +99,7 @@ def fill_scaled(
     ):
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
         return tensor
-    return fill(op, tensor, parameters, generator, key, window)
+    return fill(op, function, tensor, parameters, generator, key, window)
 
 
 @not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
@@ -163,10 +180,24 @@ def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
     return place
 
 
+Axes = int | Sequence[int]
+
+
+def axes_of(op: str, argument: str, value: Axes) -> tuple[int, ...]:
+    """One axis or several, as a tuple."""
+    try:
+        return tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),)
+    except TypeError:
+        found = "a tensor" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"{op}: {argument} must be an axis or a sequence of axes, but found {found}") from None
+
+
 def slope_of(a: Any, nonlinearity: str) -> float:
     """The negative slope, checked as torch checks it: only where it is used."""
     if nonlinearity != "leaky_relu":
         return 0.0
+    if a is None:
+        return 0.01
     if isinstance(a, bool) or not isinstance(a, (int, float)):
         raise ValueError(f"negative_slope {a} not a valid number")
     return float(a)

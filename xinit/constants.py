@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import init
 
 from xinit.calls import check_kept
+from xinit.guards import left_alone
 from xinit.sharding import check_view, is_sharded, pieces
 from xinit.window import Window
 
@@ -89,6 +90,8 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
         >>> xinit.constant_(torch.empty(2), 0.5)
         tensor([0.5000, 0.5000])
     """
+    if left_alone("constant_", init.constant_, tensor, val):
+        return tensor
     if is_sharded(tensor):
         return _fill("constant_", tensor, val)
     parts_of("constant_", tensor)
@@ -103,6 +106,8 @@ def ones_(tensor: Tensor) -> Tensor:
         >>> xinit.ones_(torch.empty(2))
         tensor([1., 1.])
     """
+    if left_alone("ones_", init.ones_, tensor):
+        return tensor
     if is_sharded(tensor):
         return _fill("ones_", tensor, 1.0)
     parts_of("ones_", tensor)
@@ -117,6 +122,8 @@ def zeros_(tensor: Tensor) -> Tensor:
         >>> xinit.zeros_(torch.empty(2))
         tensor([0., 0.])
     """
+    if left_alone("zeros_", init.zeros_, tensor):
+        return tensor
     if is_sharded(tensor):
         return _fill("zeros_", tensor, 0.0)
     parts_of("zeros_", tensor)
@@ -142,6 +149,8 @@ def eye_(tensor: Tensor, *, window: Window | None = None) -> Tensor:
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
+    if left_alone("eye_", init.eye_, tensor):
+        return tensor
     parts = parts_of("eye_", tensor, window)
     if tensor.dim() != 2:
         raise ValueError("Only tensors with 2 dimensions are supported")
@@ -169,6 +178,8 @@ def dirac_(tensor: Tensor, groups: int = 1, *, window: Window | None = None) -> 
         >>> torch.equal(torch.conv1d(x, w, padding=1), x)
         True
     """
+    if left_alone("dirac_", init.dirac_, tensor):
+        return tensor
     parts = parts_of("dirac_", tensor, window)
     if tensor.dim() not in (3, 4, 5):
         raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")

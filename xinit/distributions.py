@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from numbers import Real
+from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit import _C
 from xinit._torch import constant_when_compiled, not_compiled
-from xinit.init import calculate_gain
+from xinit.calls import Axes, axes_of
+from xinit.init import FanMode, Nonlinearity, ScalingDistribution, ScalingMode, calculate_gain
 from xinit.keys import Key
 from xinit.sharding import check_view, is_sharded, pieces
 from xinit.subclasses import PLAIN, wraps
 from xinit.window import Window
 
+_ops = torch.ops.xinit
 _fill_many_ = torch.ops.xinit.fill_many_.default
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -32,8 +37,6 @@ DTYPES = (
     torch.complex128,
     torch.complex32,
 )
-
-Axes = int | Sequence[int]
 
 _PARAMETERS = {"uniform": ("a", "b"), "normal": ("mean", "std"), "truncated_normal": ("mean", "std", "a", "b")}
 
@@ -122,48 +125,137 @@ def _truncated_std(mean: float, std: float, a: float, b: float) -> float:
     return std * math.sqrt(max(0.0, 1 + alpha * at_a - beta * at_b - (at_a - at_b) ** 2))
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def factory(make: Callable[P, R]) -> Callable[P, R]:
+    """A function that makes a distribution, and has the name that once filled a tensor in ``torch.nn.init``: it says so.
+
+    Raises:
+        TypeError: by the factory, for a tensor among its arguments; it names the function that fills one.
+    """
+
+    @functools.wraps(make)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return make(*args, **kwargs)
+        except TypeError:  # the old calls also have an argument too many
+            for name, value in (*((f"argument {i}", value) for i, value in enumerate(args)), *kwargs.items()):
+                if isinstance(value, Tensor):
+                    refuse(make.__name__, name, value, "a number")
+            raise
+
+    return checked
+
+
+def refuse(op: str, name: str, value: Any, kind: str) -> NoReturn:
+    found = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(
+        f"{op}: {name} must be {kind}, but found {found}: {op} makes a distribution and fills nothing; "
+        f"{'eye' if op == 'identity' else op}_ fills a tensor"
+    )
+
+
+def numbers(op: str, **values: Any) -> tuple[float, ...]:
+    """The arguments of a factory as floats.
+
+    Raises:
+        TypeError: if one is no number; it names the function that fills.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int | float) and not isinstance(value, Real):
+            refuse(op, name, value, "a number")
+    return tuple(map(float, values.values()))
+
+
+def _string(op: str, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        refuse(op, name, value, "a string")
+    return value
+
+
+def _check(op: str, *arguments: Any) -> None:
+    """What the operator would refuse for every tensor, refused now: of float64, which holds what the others do."""
+    if torch.compiler.is_compiling():
+        return
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        getattr(_ops, op + "_")(torch.empty(1, 1, dtype=torch.float64, device="meta"), *arguments)
+
+
 def _scaled(
-    name: str, gain: float, fan: str, in_axis: Axes, out_axis: Axes, batch_axes: Axes, groups: int
+    op: str, name: str, gain: float, fan: str, in_axis: Axes, out_axis: Axes, batch_axes: Axes, groups: int
 ) -> Distribution:
-    def tuple_of(axes: Axes) -> tuple[int, ...]:
-        return (axes,) if isinstance(axes, int) else tuple(axes)
+    axes = axes_of(op, "in_axis", in_axis), axes_of(op, "out_axis", out_axis), axes_of(op, "batch_axes", batch_axes)
+    if not isinstance(groups, int):
+        refuse(op, "groups", groups, "an integer")
+    return Distribution(name, (gain,), fan, *axes, groups)
 
-    return Distribution(name, (gain,), fan, tuple_of(in_axis), tuple_of(out_axis), tuple_of(batch_axes), groups)
+
+def _kaiming(op: str, name: str, a: float, mode: str, nonlinearity: str, *axes: Any) -> Distribution:
+    (slope,) = numbers(op, a=a)
+    mode, nonlinearity = _string(op, "mode", mode).lower(), _string(op, "nonlinearity", nonlinearity)
+    gain = calculate_gain(nonlinearity, a if isinstance(a, bool) else slope)  # type: ignore[arg-type]
+    _check(op, slope, mode, nonlinearity)
+    return _scaled(op, name, gain, mode, *axes)
 
 
+@factory
 def uniform(a: float = 0.0, b: float = 1.0) -> Distribution:
-    """U(a, b), as :func:`xinit.uniform_` draws it."""
-    return Distribution("uniform", (float(a), float(b)))
+    """U(a, b), as :func:`xinit.uniform_` draws it, which raises the same for the same bounds."""
+    parameters = numbers("uniform", a=a, b=b)
+    _check("uniform", *parameters)
+    return Distribution("uniform", parameters)
 
 
+@factory
 def normal(mean: float = 0.0, std: float = 1.0) -> Distribution:
-    """N(mean, std²), as :func:`xinit.normal_` draws it."""
-    return Distribution("normal", (float(mean), float(std)))
+    """N(mean, std²), as :func:`xinit.normal_` draws it, which raises the same for the same parameters.
+
+    Example:
+        >>> import xinit
+        >>> xinit.normal(std=-1)
+        Traceback (most recent call last):
+        RuntimeError: normal expects std >= 0.0, but found std -1
+    """
+    parameters = numbers("normal", mean=mean, std=std)
+    _check("normal", *parameters)
+    return Distribution("normal", parameters)
 
 
+@factory
 def trunc_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Distribution:
-    """N(mean, std²) truncated to [a, b], as :func:`xinit.trunc_normal_` draws it."""
-    return Distribution("truncated_normal", (float(mean), float(std), float(a), float(b)))
+    """N(mean, std²) truncated to [a, b], as :func:`xinit.trunc_normal_` draws it, which raises the same."""
+    parameters = numbers("trunc_normal", mean=mean, std=std, a=a, b=b)
+    _check("trunc_normal", *parameters)
+    return Distribution("truncated_normal", parameters)
 
 
+@factory
 def xavier_uniform(
     gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's uniform distribution, as :func:`xinit.xavier_uniform_` draws it; axes as in :class:`Distribution`."""
-    return _scaled("uniform", gain, "fan_avg", in_axis, out_axis, batch_axes, groups)
+    (number,) = numbers("xavier_uniform", gain=gain)
+    _check("xavier_uniform", number)
+    return _scaled("xavier_uniform", "uniform", number, "fan_avg", in_axis, out_axis, batch_axes, groups)
 
 
+@factory
 def xavier_normal(
     gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's normal distribution, as :func:`xinit.xavier_normal_` draws it; axes as in :class:`Distribution`."""
-    return _scaled("normal", gain, "fan_avg", in_axis, out_axis, batch_axes, groups)
+    (number,) = numbers("xavier_normal", gain=gain)
+    _check("xavier_normal", number)
+    return _scaled("xavier_normal", "normal", number, "fan_avg", in_axis, out_axis, batch_axes, groups)
 
 
+@factory
 def kaiming_uniform(
     a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
@@ -178,27 +270,34 @@ def kaiming_uniform(
         >>> experts.resolve((8, 64, 24))
         Distribution(uniform, a=-0.5, b=0.5)
     """
-    return _scaled("uniform", calculate_gain(nonlinearity, a), mode, in_axis, out_axis, batch_axes, groups)
+    axes = in_axis, out_axis, batch_axes, groups
+    return _kaiming("kaiming_uniform", "uniform", a, mode, nonlinearity, *axes)
 
 
+@factory
 def kaiming_normal(
     a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
     batch_axes: Axes = (),
     groups: int = 1,
 ) -> Distribution:
-    """Kaiming's normal distribution, as :func:`xinit.kaiming_normal_` draws it; axes as in :class:`Distribution`."""
-    return _scaled("normal", calculate_gain(nonlinearity, a), mode, in_axis, out_axis, batch_axes, groups)
+    """Kaiming's normal distribution, as :func:`xinit.kaiming_normal_` draws it; axes as in :class:`Distribution`.
+
+    JAX's and Keras's ``he_normal`` is truncated: ``variance_scaling(2.0, "fan_in", "truncated_normal")``.
+    """
+    axes = in_axis, out_axis, batch_axes, groups
+    return _kaiming("kaiming_normal", "normal", a, mode, nonlinearity, *axes)
 
 
+@factory
 def variance_scaling(
     scale: float = 1.0,
-    mode: str = "fan_in",
-    distribution: str = "truncated_normal",
+    mode: ScalingMode = "fan_in",
+    distribution: ScalingDistribution = "truncated_normal",
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
@@ -208,23 +307,30 @@ def variance_scaling(
     """Variance ``scale / fan``, as :func:`xinit.variance_scaling_` draws it; axes as in :class:`Distribution`.
 
     Raises:
-        ValueError: if ``scale`` is negative.
+        ValueError: if ``scale``, ``mode`` or ``distribution`` are not valid.
     """
-    if not scale >= 0:
-        raise ValueError(f"variance_scaling: scale must be >= 0, but found {scale}")
-    return _scaled(distribution, math.sqrt(scale), mode, in_axis, out_axis, batch_axes, groups)
+    op = "variance_scaling"
+    (number,) = numbers(op, scale=scale)
+    mode = _string(op, "mode", mode).lower()  # type: ignore[assignment]
+    _check(op, number, mode, _string(op, "distribution", distribution))
+    return _scaled(op, distribution, math.sqrt(number), mode, in_axis, out_axis, batch_axes, groups)
 
 
+@factory
 def constant(value: float) -> Distribution:
     """The value itself."""
-    return Distribution("constant", (float(value),))
+    (number,) = numbers("constant", value=value)
+    _check("uniform", number, number)
+    return Distribution("constant", (number,))
 
 
+@factory
 def zeros() -> Distribution:
     """Zero."""
     return constant(0.0)
 
 
+@factory
 def ones() -> Distribution:
     """One."""
     return constant(1.0)
@@ -247,12 +353,29 @@ def blocks(fused: str, parts: Mapping[str, tuple[int, Distribution]], axis: int 
         parts: for each part its name, its size along the axis, and its distribution; in their order along the axis.
         axis: the axis along which the parts are joined.
 
+    Raises:
+        TypeError: if a part has no distribution, or the arguments are of other types.
+        ValueError: if a size is none.
+
     Example:
         >>> import xinit
         >>> xavier = xinit.xavier_uniform()
         >>> fused = xinit.blocks("qkv", {"q": (64, xavier), "k": (16, xavier), "v": (16, xavier)})
     """
-    return Blocks(fused, tuple((name, size, distribution) for name, (size, distribution) in parts.items()), axis)
+    for argument, value, kind, what in (("fused", fused, str, "string"), ("parts", parts, Mapping, "mapping")):
+        if not isinstance(value, kind):
+            found = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"blocks: {argument} must be a {what}, but found {found}")
+    checked: list[tuple[str, int, Distribution]] = []
+    for name, (size, distribution) in parts.items():
+        if not isinstance(distribution, Distribution):
+            raise TypeError(
+                f"blocks: part {name!r} takes an xinit.Distribution, but found {type(distribution).__name__}"
+            )
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"blocks: the size of part {name!r} must be an integer >= 0, but found {size!r}")
+        checked.append((name, size, distribution))
+    return Blocks(fused, tuple(checked), axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +454,12 @@ def fill_many_(
     for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
+    for what, values, kind in ("distributions", distributions, Distribution), ("keys", keys, Key):
+        if not all(isinstance(value, kind) for value in values):
+            wrong = next(value for value in values if not isinstance(value, kind))
+            raise TypeError(
+                f"fill_many_: {what} must be of type xinit.{kind.__name__}, but found {type(wrong).__name__}"
+            )
     if not PLAIN.issuperset(map(type, tensors)):
         for i, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor):

@@ -12,6 +12,11 @@ A ``DTensor`` is filled on each rank with that rank's part of the whole; fans ar
 communication. With a generator every rank must call alike: each generator advances, ranks without elements included, and all
 take the key of the mesh's first rank, by a small broadcast.
 
+A tensor that ``torch.nn.init``'s function of the same name would leave as it is, xinit's leaves too: while transformers loads a
+checkpoint, in its ``no_init_weights``, in Lightning's ``init_module(empty_init=True)``, and wherever else these functions were
+replaced. One that transformers has loaded, and flagged with ``_is_hf_initialized``, is left everywhere, with a warning that says
+how to fill it; :func:`xinit.fill_many_` and operators look at none of this.
+
 Besides their own arguments they take
 
     generator: the ``torch.Generator`` to take a key from; None for the default one of the tensor's device. It advances
@@ -33,10 +38,11 @@ and raise
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import init
 
 from xinit.calls import fill, fill_scaled, slope_of
 from xinit.keys import Key
@@ -52,8 +58,16 @@ _kaiming_uniform_ = _ops.kaiming_uniform_.default
 _kaiming_normal_ = _ops.kaiming_normal_.default
 _variance_scaling_ = _ops.variance_scaling_.default
 
+Nonlinearity = Literal[
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid", "tanh",
+    "relu", "leaky_relu", "selu",
+]  # fmt: skip
+FanMode = Literal["fan_in", "fan_out"]
+ScalingMode = Literal["fan_in", "fan_out", "fan_avg"]
+ScalingDistribution = Literal["truncated_normal", "normal", "uniform"]
 
-def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+
+def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
     """The recommended gain for a nonlinearity, as ``torch.nn.init.calculate_gain``.
 
     Args:
@@ -103,7 +117,7 @@ def uniform_(
         >>> bool((w.abs() < 1).all())
         True
     """
-    return fill(_uniform_, tensor, (a, b), generator, key, window)
+    return fill(_uniform_, init.uniform_, tensor, (a, b), generator, key, window)
 
 
 def normal_(
@@ -130,7 +144,7 @@ def normal_(
         >>> round(w.std().item(), 4)
         0.02
     """
-    return fill(_normal_, tensor, (mean, std), generator, key, window)
+    return fill(_normal_, init.normal_, tensor, (mean, std), generator, key, window)
 
 
 def trunc_normal_(
@@ -165,7 +179,7 @@ def trunc_normal_(
         >>> round(w.std().item(), 4), bool((w.abs() <= 0.04).all())
         (0.0176, True)
     """
-    return fill(_trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
+    return fill(_trunc_normal_, init.trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
 
 
 def xavier_uniform_(
@@ -195,7 +209,7 @@ def xavier_uniform_(
         >>> bool((w.abs() < (6 / 300) ** 0.5).all())
         True
     """
-    return fill_scaled(_xavier_uniform_, tensor, (gain,), generator, key, window)
+    return fill_scaled(_xavier_uniform_, init.xavier_uniform_, tensor, (gain,), generator, key, window)
 
 
 def xavier_normal_(
@@ -223,14 +237,14 @@ def xavier_normal_(
         >>> round(w.std().item() / (2 / 4000) ** 0.5, 2)
         1.67
     """
-    return fill_scaled(_xavier_normal_, tensor, (gain,), generator, key, window)
+    return fill_scaled(_xavier_normal_, init.xavier_normal_, tensor, (gain,), generator, key, window)
 
 
 def kaiming_uniform_(
     tensor: Tensor,
     a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     generator: Generator | None = None,
     *,
     key: Key | None = None,
@@ -257,14 +271,16 @@ def kaiming_uniform_(
         True
     """
     slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill_scaled(_kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    return fill_scaled(
+        _kaiming_uniform_, init.kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window
+    )
 
 
 def kaiming_normal_(
     tensor: Tensor,
     a: float = 0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     generator: Generator | None = None,
     *,
     key: Key | None = None,
@@ -272,8 +288,9 @@ def kaiming_normal_(
 ) -> Tensor:
     """Fill with Kaiming's normal distribution, N(0, std²) with ``std = gain / sqrt(fan)``.
 
-    He et al., 2015; see :func:`kaiming_uniform_` for the arguments, and :mod:`xinit.init` for the tensor, the other arguments
-    and the errors.
+    He et al., 2015. Not truncated, as torch's is not; JAX's and Keras's ``he_normal`` is, and to get theirs write
+    ``variance_scaling_(w, 2.0, "fan_in", "truncated_normal")``. See :func:`kaiming_uniform_` for the arguments, and
+    :mod:`xinit.init` for the tensor, the other arguments and the errors.
 
     Args:
         a: the negative slope of the rectifier that follows; used with "leaky_relu" only.
@@ -290,14 +307,16 @@ def kaiming_normal_(
         (0.05, 0.05)
     """
     slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill_scaled(_kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    return fill_scaled(
+        _kaiming_normal_, init.kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window
+    )
 
 
 def variance_scaling_(
     tensor: Tensor,
     scale: float = 1.0,
-    mode: str = "fan_in",
-    distribution: str = "truncated_normal",
+    mode: ScalingMode = "fan_in",
+    distribution: ScalingDistribution = "truncated_normal",
     generator: Generator | None = None,
     *,
     key: Key | None = None,
@@ -305,12 +324,14 @@ def variance_scaling_(
 ) -> Tensor:
     """Fill with a distribution of mean 0 and variance ``scale / fan``: the family of JAX's and Keras's initializers.
 
-    The fans are those of torch's layout, see :func:`xavier_uniform_`. See :mod:`xinit.init` for the tensor, the other arguments
-    and the errors.
+    JAX's and Keras's ``he_normal`` and ``glorot_normal`` are truncated, as torch's are not:
+    ``variance_scaling_(w, 2.0, "fan_in")`` and ``variance_scaling_(w, 1.0, "fan_avg")``. The fans are those of torch's layout,
+    see :func:`xavier_uniform_`. See :mod:`xinit.init` for
+    the tensor, the other arguments and the errors.
 
     Args:
         scale: the variance times the fan, at least 0.
-        mode: "fan_in", "fan_out" or "fan_avg", their mean.
+        mode: "fan_in", "fan_out", or "fan_avg", their mean.
         distribution: "normal", "uniform", or "truncated_normal" at 2 standard deviations before truncation, with the standard
             deviation after truncation that is asked for.
 
@@ -323,7 +344,13 @@ def variance_scaling_(
         >>> round(w.var().item() * 900, 2)
         2.0
     """
-    return fill_scaled(_variance_scaling_, tensor, (scale, mode, distribution), generator, key, window)
+    parameters = scale, mode, distribution
+    return fill_scaled(_variance_scaling_, _drawing(distribution), tensor, parameters, generator, key, window)
+
+
+def _drawing(distribution: str) -> Any:
+    """torch's function that draws as ``variance_scaling_`` does."""
+    return {"uniform": init.uniform_, "normal": init.normal_}.get(distribution, init.trunc_normal_)
 
 
 def lecun_uniform_(
@@ -339,7 +366,7 @@ def lecun_uniform_(
         >>> bool((w.abs() < 0.1).all())
         True
     """
-    return fill_scaled(_variance_scaling_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
+    return fill_scaled(_variance_scaling_, init.uniform_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
 
 
 def lecun_normal_(
@@ -347,10 +374,13 @@ def lecun_normal_(
 ) -> Tensor:
     """Fill with LeCun's normal distribution, truncated: :func:`variance_scaling_` with its defaults.
 
+    The same as JAX's and Keras's ``lecun_normal``, up to their layout; torch's :func:`kaiming_normal_` is not truncated.
+
     Example:
         >>> import torch, xinit
         >>> w = xinit.lecun_normal_(torch.empty(1000, 400), key=xinit.Key(0))
         >>> round(w.std().item(), 3)
         0.05
     """
-    return fill_scaled(_variance_scaling_, tensor, (1.0, "fan_in", "truncated_normal"), generator, key, window)
+    parameters = 1.0, "fan_in", "truncated_normal"
+    return fill_scaled(_variance_scaling_, init.trunc_normal_, tensor, parameters, generator, key, window)

@@ -13,14 +13,16 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, SupportsFloat, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import init
 
 from xinit.calls import fill, one_key
 from xinit.constants import Part, centre_of, parts_of, write_diagonals
-from xinit.distributions import DTYPES, Distribution, normal, zeros
+from xinit.distributions import DTYPES, Distribution, factory, normal, numbers, refuse, zeros
+from xinit.guards import left_alone
 from xinit.keys import Key
 from xinit.sharding import is_sharded, view
 from xinit.window import Window
@@ -220,14 +222,13 @@ def one_thread() -> Iterator[None]:
 
 
 def _number(op: str, name: str, value: float) -> float:
-    if isinstance(value, Tensor) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{op}: {name} must be a number, but found {type(value).__name__}")
-    number = float(value)
+    (number,) = numbers(op, **{name: value})
     if not -math.inf < number < math.inf:  # isfinite() is more than torch.compile understands
         raise ValueError(f"{op}: {name} must be finite, but found {number}")
     return number
 
 
+@factory
 def orthogonal(gain: float = 1.0) -> Matrix:
     """An orthogonal matrix times ``gain``, as :func:`xinit.orthogonal_` draws it.
 
@@ -244,6 +245,7 @@ def orthogonal(gain: float = 1.0) -> Matrix:
     return Matrix("orthogonal", (_number("orthogonal", "gain", gain),))
 
 
+@factory
 def delta_orthogonal(gain: float = 1.0) -> Matrix:
     """A convolution's weight of which only the centre is not zero, and orthogonal, as :func:`xinit.delta_orthogonal_` draws it.
 
@@ -254,6 +256,7 @@ def delta_orthogonal(gain: float = 1.0) -> Matrix:
     return Matrix("delta_orthogonal", (_number("delta_orthogonal", "gain", gain),))
 
 
+@factory
 def sparse(sparsity: float, std: float = 0.01) -> Matrix:
     """N(0, std²) with a fraction of each column zero, as :func:`xinit.sparse_` draws it.
 
@@ -272,6 +275,7 @@ def sparse(sparsity: float, std: float = 0.01) -> Matrix:
     return Matrix("sparse", (fraction, _number("sparse", "std", std)))
 
 
+@factory
 def identity(gain: float = 1.0) -> Matrix:
     """``gain`` on a matrix's diagonal and zero elsewhere, as :func:`xinit.eye_` has it for 1.
 
@@ -288,6 +292,7 @@ def identity(gain: float = 1.0) -> Matrix:
     return Matrix("identity", (_number("identity", "gain", gain),))
 
 
+@factory
 def dirac(groups: int = 1, gain: float = 1.0) -> Matrix:
     """``gain`` times the Dirac delta for the weight of a convolution, as :func:`xinit.dirac_` has it for 1.
 
@@ -301,7 +306,7 @@ def dirac(groups: int = 1, gain: float = 1.0) -> Matrix:
         Matrix(dirac, gain=1, groups=2)
     """
     if isinstance(groups, bool) or not isinstance(groups, SupportsIndex) or isinstance(groups, Tensor):
-        raise TypeError(f"dirac: groups must be an int, but found {type(groups).__name__}")
+        refuse("dirac", "groups", groups, "an integer")
     if operator.index(groups) < 1:
         raise ValueError(f"dirac: groups must be at least 1, but found {groups}")
     return Matrix("dirac", (_number("dirac", "gain", gain),), groups=operator.index(groups))
@@ -336,7 +341,7 @@ def orthogonal_(
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
         True
     """
-    return _fill_matrix("orthogonal_", tensor, orthogonal(gain), generator, key, window)
+    return _fill_matrix("orthogonal_", tensor, orthogonal(_item(gain)), generator, key, window)
 
 
 def delta_orthogonal_(
@@ -366,7 +371,7 @@ def delta_orthogonal_(
         >>> torch.allclose(torch.conv1d(x, w, padding=1).norm(), x.norm())
         True
     """
-    return _fill_matrix("delta_orthogonal_", tensor, delta_orthogonal(gain), generator, key, window)
+    return _fill_matrix("delta_orthogonal_", tensor, delta_orthogonal(_item(gain)), generator, key, window)
 
 
 def sparse_(
@@ -397,12 +402,20 @@ def sparse_(
         >>> (w == 0).sum(0).tolist()
         [8, 8, 8, 8, 8]
     """
-    return _fill_matrix("sparse_", tensor, sparse(sparsity, std), generator, key, window)
+    return _fill_matrix("sparse_", tensor, sparse(_item(sparsity), _item(std)), generator, key, window)
+
+
+def _item(value: Any) -> Any:
+    """A number that came in a tensor, which torch's functions take too."""
+    return value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
 
 
 def _fill_matrix(
     op: str, tensor: Tensor, what: Matrix, generator: Generator | None, key: Key | None, window: Window | None
 ) -> Tensor:
+    function, arguments = (init.sparse_, what.parameters) if what.name == "sparse" else (init.orthogonal_, ())
+    if left_alone(op, function, tensor, *arguments):
+        return tensor
     parts = parts_of(op, tensor, window)
     matrix = what.resolve(parts[0].whole)
     if tensor.dtype not in DTYPES:
@@ -424,9 +437,9 @@ def _fill_matrix(
     check_is_not_late(op, tensor)
     # What is left to be checked, the operator checks.
     if what.name == "sparse":
-        fill(_normal_, tensor, what.drawn.parameters, generator, key, window)
+        fill(_normal_, None, tensor, what.drawn.parameters, generator, key, window)
     else:
-        fill(_normal_, tensor, (0.0, 0.0), None, key or Key(0), window)
+        fill(_normal_, None, tensor, (0.0, 0.0), None, key or Key(0), window)
 
     def finish(source: Source) -> None:
         matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)

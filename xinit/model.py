@@ -17,6 +17,8 @@ from xinit.accelerate import plain
 from xinit.buffers import Buffers, buffers_of
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.generators import governed
+from xinit.guards import loaded as is_loaded
+from xinit.guards import quiet, switched_off
 from xinit.guesses import Judge
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
@@ -198,6 +200,7 @@ def init_(
     *,
     only: Patterns | None = None,
     skip: Patterns | None = None,
+    loaded: bool = False,
     progress: bool = False,
     check: bool = False,
 ) -> Model:
@@ -219,6 +222,8 @@ def init_(
             predicate ``(name, parameter, module) -> bool`` such as :func:`xinit.unwritten`, or several of these. A tied parameter
             goes by any of its names.
         skip: the parameters to leave as they are, likewise; and, by globs and module types, buffers.
+        loaded: fill also what transformers has loaded from a checkpoint, which is otherwise left as it is, with a warning: the
+            parameters that it has flagged with ``_is_hf_initialized``.
         progress: show a bar, with tqdm.
         check: whether the ranks first compare their keys, in one small all-reduce.
 
@@ -237,7 +242,9 @@ def init_(
 
     Warns:
         UserWarning: of buffers that may be raw memory; of globs of the recipe that are no parameter's name, apart from "*.bias"
-            and "*.weight", which any model may do without.
+            and "*.weight", which any model may do without; of parameters left because they were loaded; and of a model left
+            because it is in a context, such as Lightning's ``init_module(empty_init=True)``, in which ``torch.nn.init`` does
+            nothing.
 
     Example:
         >>> import torch, xinit
@@ -254,14 +261,23 @@ def init_(
     if check:  # first, or a rank with an error of its own would leave the others waiting
         Ranks((site.parameter for site in every), "init_").check_key(key)
     sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(model)))
-    _check_memory("init_", [part for site in sites for part in site.parts])
+    if switched_off():
+        warnings.warn(
+            "init_: the model is left as it is: this is where torch.nn.init's functions do nothing", stacklevel=2
+        )
+        return model
+    chosen = sites if loaded else [site for site in sites if not is_loaded(site.parameter)]
+    _check_memory("init_", [part for site in chosen for part in site.parts])
     rules = Rulebook(recipe, model, "init_")
-    steps = [rules.step(site, key) for site in sites]
+    steps = [rules.step(site, key) for site in sites]  # those of loaded ones too, to tell which patterns are of use
+    steps = [step for step in steps if loaded or not is_loaded(step.site.parameter)]
     problems = [step.row() for step in steps if step.problem]
     if problems:
         lines = [f"\n  {row.name} {row.shape}: {row.problem}" for row in problems]
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
-    buffers = Buffers(model, every, sites, skips(skip, "init_"), key, unwritten in patterns_of(only))
+    skipped = skips(skip, "init_")
+    left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
+    buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
     values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
     direct = [step for step in steps if not step.site.computed]
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")
@@ -289,10 +305,23 @@ def init_(
             f"memory held: set them, name them in skip= if they are right, or build the model within xinit.deferred()",
             stacklevel=2,
         )
+    if len(chosen) < len(sites) and not quiet():
+        warnings.warn(
+            f"init_: {len(sites) - len(chosen)} of {len(sites)} parameters were loaded from a checkpoint, as their "
+            f"_is_hf_initialized says, and are left as they are; init_(..., loaded=True) fills them too",
+            stacklevel=2,
+        )
     return model
 
 
-def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip: Patterns | None = None) -> Plan:
+def plan(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    only: Patterns | None = None,
+    skip: Patterns | None = None,
+    loaded: bool = False,
+) -> Plan:
     """What :func:`init_` would do, as a table that prints: for each parameter name, shape, dtype, method and std.
 
     Nothing is drawn, and nothing changes; parameters may be on the meta device. One that no pattern matches, that does not fit
@@ -300,7 +329,7 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
 
     Args:
         model: the model.
-        recipe: as for :func:`init_`, and so are ``only`` and ``skip``.
+        recipe: as for :func:`init_`, and so are ``only``, ``skip`` and ``loaded``.
 
     Raises:
         TypeError: for a model, recipe or pattern that is none.
@@ -320,8 +349,9 @@ def plan(model: nn.Module, recipe: Recipe, *, only: Patterns | None = None, skip
     sites = sites_of(model, "plan", computed=True)
     chosen = selected(sites, only, skip, "plan")
     rules = Rulebook(recipe, model, "plan")
-    rows = tuple(rules.step(site, Key(0)).row() for site in chosen)
-    return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()))
+    steps = [rules.step(site, Key(0)) for site in chosen]
+    rows = tuple(step.row() for step in steps if loaded or not is_loaded(step.site.parameter))
+    return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()), len(steps) - len(rows))
 
 
 def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> str:

@@ -51,11 +51,13 @@ class Plan:
         rows: one for each parameter, in the model's order.
         kept: the number of parameters that ``only`` and ``skip`` leave as they are.
         unused: the recipe's globs that no parameter came to.
+        loaded: the number of parameters that are left as they are because transformers has loaded them.
     """
 
     rows: tuple[Row, ...]
     kept: int = 0
     unused: tuple[str, ...] = ()
+    loaded: int = 0
 
     @property
     def problems(self) -> tuple[Row, ...]:
@@ -95,6 +97,8 @@ class Plan:
         text = f"\n\n{_count(len(self.rows))}, {sum(elements):,} elements, {amount}"
         if self.kept:
             text += f"\n{_count(self.kept)} left as {'it is' if self.kept == 1 else 'they are'}"
+        if self.loaded:
+            text += f"\n{_count(self.loaded)} left as loaded from a checkpoint"
         if self.unused:
             text += f"\nnothing came to {', '.join(map(repr, self.unused))}"
         if self.problems:
@@ -143,7 +147,11 @@ def describe(what: What) -> str:
     return "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
 
 
-_NAMES = {"fan_avg": "xavier_{}", "fan_in": "kaiming_{} fan_in", "fan_out": "kaiming_{} fan_out"}
+_NAMES = {
+    "fan_avg": "xavier_{}",
+    "fan_in": "kaiming_{} fan_in",
+    "fan_out": "kaiming_{} fan_out",
+}
 
 
 @lru_cache

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,6 @@ from xinit.accelerate import torchs_complex_normal
 from xinit.distributions import (
     DTYPES,
     Distribution,
-    constant,
     kaiming_normal,
     kaiming_uniform,
     variance_scaling,
@@ -376,9 +376,9 @@ _FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
     _ops.uniform_.default: ("uniform", (("a", 0.0), ("b", 1.0))),
     _ops.trunc_normal_.default: ("truncated_normal", (("mean", 0.0), ("std", 1.0), ("a", -2.0), ("b", 2.0))),
 }
-# Those that need the fans of the tensor.
-_SCALED: dict[Any, Callable[..., Distribution]] = {
-    getattr(_ops, what.__name__ + "_").default: what
+# Those that need the fans of the tensor: what makes them of the operator's parameters, which have the same order, by name.
+_SCALED: dict[Any, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
+    getattr(_ops, what.__name__ + "_").default: (what, tuple(signature(what).parameters))
     for what in (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, variance_scaling)
 }
 
@@ -388,7 +388,8 @@ def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Dist
     if args[0].dtype not in DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
         return None  # with a key or a window, its values are chosen already
     if func in _SCALED:
-        what = _SCALED[func](*args[1:]).resolve(args[0].shape)
+        factory, names = _SCALED[func]
+        what = factory(**dict(zip(names, args[1:], strict=False))).resolve(args[0].shape)
         return what if what.fits(args[0].dtype) else None
     if func not in _FILLS:
         return None
@@ -399,7 +400,7 @@ def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Dist
             if value.dim() or value.is_meta or store_of(value):
                 return None
             value = value.item()
-        return None if isinstance(value, complex) else constant(value)
+        return None if isinstance(value, complex) else Distribution("constant", (float(value),))
     given = [*args[1:], *(kwargs.get(name, default) for name, default in parameters[len(args) - 1 :])]
     if args[0].is_complex() and func.namespace == "aten" and not torchs_complex_normal(func, given):
         return None
