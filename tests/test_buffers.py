@@ -262,3 +262,41 @@ def test_models_of_transformers_are_as_built(kind):
     assert_same(plain, expected)
     xinit.init_(model, RECIPE, KEY)
     assert_same(model, expected)
+
+
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16]
+DTYPES += [torch.float32, torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_fingerprint_counts_buffers_if_asked_to(dtype, persistent):
+    def model(flip=None, name="table"):
+        m = nn.Linear(3, 2)
+        xinit.init_(m, "torch", KEY)
+        table = torch.arange(6).remainder(2).to(dtype).view(2, 3)
+        if flip is not None:
+            table.view(-1).view(torch.uint8)[flip] ^= 1
+        m.register_buffer(name, table, persistent)
+        return m
+
+    plain = xinit.fingerprint(model())
+    assert plain == xinit.fingerprint(nn.Sequential(model(5))[0])
+    found = [xinit.fingerprint(model(flip), buffers=True) for flip in (None, 0, 5)]
+    found += [plain, xinit.fingerprint(model(name="other"), buffers=True)]
+    assert len(set(found)) == 5
+    strided = model()
+    strided.table = strided.table.t().contiguous().t()
+    assert xinit.fingerprint(strided, buffers=True) == found[0]
+    assert xinit.fingerprint(nn.DataParallel(model()), buffers=True) == found[0]
+    other = model()
+    other.table = other.table.to(torch.complex64)
+    assert (xinit.fingerprint(other, buffers=True) == found[0]) == (dtype == torch.complex64)
+
+
+def test_a_fingerprint_of_buffers_without_memory():
+    model = nn.Linear(3, 2)
+    model.register_buffer("table", torch.ones(3, device="meta"))
+    assert len(xinit.fingerprint(model)) == 32
+    with pytest.raises(RuntimeError, match="fingerprint: buffer table is on the meta device, without memory"):
+        xinit.fingerprint(model, buffers=True)

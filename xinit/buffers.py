@@ -160,8 +160,8 @@ class _Parameters:
         return all(map(never_written, around or [p for p, _ in self.within(buffer.path[0])]))
 
 
-def buffers_of(model: nn.Module) -> Iterator[Buffer]:
-    """Those with memory, each once."""
+def buffers_of(model: nn.Module, meta: bool = False) -> Iterator[Buffer]:
+    """Those with elements and memory, or on the meta device, if these are wanted too; each once."""
     seen: set[int] = set()
     todo: list[tuple[str, tuple[nn.Module, ...]]] = [("", (model,))]
     while todo:
@@ -171,13 +171,30 @@ def buffers_of(model: nn.Module) -> Iterator[Buffer]:
             continue
         seen.add(id(module))
         for leaf, tensor in module._buffers.items():
-            if tensor is not None and not tensor.is_meta and id(tensor) not in seen and tensor.numel():
+            if tensor is not None and (meta or not tensor.is_meta) and id(tensor) not in seen and tensor.numel():
                 seen.add(id(tensor))
                 yield Buffer(canonical_name(prefix + leaf), leaf, tensor, path)
         children = [
             (f"{prefix}{part}.", (*path, child)) for part, child in module._modules.items() if child is not None
         ]
         todo += reversed(children)
+
+
+def as_floats(tensor: Tensor, name: str) -> Tensor:
+    """Floating-point numbers that have its bits, whatever its dtype; of complex ones, a last dimension more.
+
+    Raises:
+        NotImplementedError: for a buffer that is not of plain numbers.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise NotImplementedError(
+            f"fingerprint: buffer {name} is not of plain numbers: {tensor.dtype}, {tensor.layout}"
+        )
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.view(torch.uint8).to(torch.int16)
+    return tensor.view({2: torch.float16, 4: torch.float32, 8: torch.float64}[tensor.dtype.itemsize])
 
 
 # ---- a module's own way ----

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.accelerate import plain
-from xinit.buffers import Buffers, buffers_of
+from xinit.buffers import Buffers, as_floats, buffers_of
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.generators import governed
 from xinit.guards import loaded as is_loaded
@@ -354,13 +354,15 @@ def plan(
     return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()), len(steps) - len(rows))
 
 
-def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> str:
-    """A digest of all parameters of a model: 32 hexadecimal digits.
+def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, buffers: bool = False) -> str:
+    """A digest of all parameters of a model, and of its buffers if asked for: 32 hexadecimal digits.
 
     The sum, modulo 2^64 twice, of a function of every element's parameter name, dtype, index and bits. So it is the same on every
     device, in every memory layout, order of parameters and wrapper; a tied parameter counts once, under its first name.
     Of a sharded model, it is that of the whole, on all ranks: each digests what it holds, and an all-reduce adds that up. What
     several ranks hold alike counts once, and is compared.
+    Models of equal fingerprints may differ in their buffers, which do not count by default: running statistics change by use,
+    and tables that are computed on different devices differ in their last bits.
     It tells differences that happen from each other, not those that someone takes pains to hide.
 
     Args:
@@ -368,6 +370,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
         progress: show a bar, with tqdm.
         group: the process group whose ranks hold the model together, if it is more than the ranks of the parameters' meshes:
             the stages of a pipeline.
+        buffers: whether buffers count, persistent or not, of any dtype; those that two stages have in common, in each.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -393,30 +396,39 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None) -> 
     ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
     ranks.check_inside()
     ranks.check_names({site.name: site.parameter for site in sites})
+    tensors: list[Tensor] = [site.parameter for site in sites]
+    names = [site.name for site in sites]
     parts = [
-        (i, part, Key(0).fold_in(site.name).words, where)
-        for i, site in enumerate(sites)
-        for part, where in _once(pieces(site.parameter, f"fingerprint: parameter {site.name}"))
+        (i, part, Key(0).fold_in(names[i]).words, where)
+        for i, tensor in enumerate(tensors)
+        for part, where in _once(pieces(tensor, f"fingerprint: parameter {names[i]}"))
     ]
+    for buffer in buffers_of(model, meta=True) if buffers else ():
+        if buffer.tensor.is_meta:
+            raise RuntimeError(f"fingerprint: buffer {buffer.name} is on the meta device, without memory")
+        key = Key(0).fold_in(buffer.name).fold_in(str(buffer.tensor.dtype))
+        there = _once(pieces(buffer.tensor, f"fingerprint: buffer {buffer.name}"))
+        parts += [(len(tensors), as_floats(part, buffer.name), key.words, where) for part, where in there]
+        tensors.append(buffer.tensor)
+        names.append(buffer.name)
     found: dict[torch.device, list[tuple[int, Tensor]]] = {}  # one a device, so that nothing waits before the end
     with bar_of("fingerprint", (part for _, part, _, _ in parts), progress) as bar:
-        for i, part, key, where in parts:
+        for i, part, words, where in parts:
             window = () if where is None else (where.global_shape, where.offsets)
-            digest = torch.ops.xinit.digest(part.detach(), key, *window)
+            digest = torch.ops.xinit.digest(part.detach(), words, *window)
             found.setdefault(part.device, []).append((i, digest))
             if progress:
                 digest.cpu()  # or the bar would run ahead of the device
                 bar.update(part.nbytes)
-    digests = torch.zeros(len(sites), 2, dtype=torch.int64)
+    digests = torch.zeros(len(tensors), 2, dtype=torch.int64)
     for on_one in found.values():
         indices = torch.tensor([i for i, _ in on_one])
         digests.index_add_(0, indices, torch.stack([digest for _, digest in on_one]).cpu())
-    parameters = [site.parameter for site in sites]
-    differing = ranks.differing(parameters, digests)
-    counted = digests[[i for i, parameter in enumerate(parameters) if ranks.counts(parameter)]].sum(0).tolist()
+    differing = ranks.differing(tensors, digests)
+    counted = digests[[i for i, tensor in enumerate(tensors) if ranks.counts(tensor)]].sum(0).tolist()
     first, second, wrong = ranks.sum([*counted, len(differing)])
     if wrong:
-        here = some([sites[i].name for i in differing]) if differing else "parameters of other ranks"
+        here = some([names[i] for i in differing]) if differing else "parameters of other ranks"
         raise RuntimeError(
             f"fingerprint: the ranks that should hold the same of {here} do not: was each initialised with a key of its own?"
         )
