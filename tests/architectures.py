@@ -22,6 +22,7 @@ import torch
 
 import xinit
 from xinit import Key, guesses, recipes
+from xinit.writes import canonical_name
 
 SMALL = {
     **dict.fromkeys(
@@ -112,6 +113,11 @@ def build(kind):
     raise RuntimeError(f"{type(error).__name__}: {str(error)[:200]}")
 
 
+def named(model):
+    """The parameters under the names that a plan gives them."""
+    return [(canonical_name(name), p) for name, p in model.named_parameters()]
+
+
 def constants(make):
     """The model; by name, the value of each parameter that has one; and the names of those that are the same for each seed."""
     torch.manual_seed(1)
@@ -119,9 +125,9 @@ def constants(make):
     first = make()
     torch.manual_seed(2)
     random.seed(2)
-    second = dict(make().named_parameters())
+    second = dict(named(make()))
     values, fixed = {}, set()
-    for name, parameter in first.named_parameters():
+    for name, parameter in named(first):
         other = second[name]
         if parameter.numel() and torch.equal(parameter, other):
             fixed.add(name)
@@ -153,14 +159,14 @@ def held_against(make, names=tuple(RECIPES), empty=False, really=True):
     """
     report = {}
     model, values, fixed = constants(make)
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in fixed}
+    before = {name: p.detach().clone() for name, p in named(model) if name in fixed}
     if empty:
         with torch.device("meta"):
             model = make()
         model.to_empty(device="cpu")
     for recipe in names:
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for name, p in named(model):
                 if not empty and name in before:
                     p.copy_(before[name])
                 elif p.dtype.is_floating_point:
@@ -175,7 +181,7 @@ def held_against(make, names=tuple(RECIPES), empty=False, really=True):
         if really and done:
             xinit.init_(model, RECIPES[recipe](), Key(3), only=lambda n, p, m, done=done: n in done)
         wrong = {}
-        for name, p in model.named_parameters():
+        for name, p in named(model):
             if name not in done or name not in before:
                 continue
             value = values.get(name)
