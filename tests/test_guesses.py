@@ -256,6 +256,16 @@ def test_reset_parameters_and_init_weights_of_ones_own_are_asked():
         assert "its own init constant -2" in problems(model, "llama")["gate.bias"]
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["built", "to_empty"])
+def test_timms_constructors_are_asked(empty):
+    timm = pytest.importorskip("timm")
+    report = held_against(lambda: timm.create_model("test_vit4", pretrained=False), ["llama", "vit", "torch"], empty)
+    assert [found["wrong"] for found in report.values()] == [{}, {}, {}]
+    report = held_against(lambda: timm.create_model("levit_128s", pretrained=False), ["llama"], empty)
+    assert report["llama"]["wrong"] == {}
+    assert report["llama"]["refused constant"] > 10
+
+
 def test_a_table_of_sines_over_drawn_values_is_computed():
     class Positions(nn.Embedding):
         def reset_parameters(self):

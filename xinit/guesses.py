@@ -47,6 +47,8 @@ class Judge:
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
         resolved = what.resolve(tuple(site.parameter.shape))
         own, complete = self.own.of(site.parameter)
+        if not complete and not _written(site.parameter):
+            own = self.own.by_constructor(site.parameter) or own  # which may have called the methods, and gone on
         if own is not None and not agrees(own, resolved):
             return self._against(site, what, recipe, "its own init", own)
         if complete:

@@ -61,15 +61,15 @@ class OwnInit:
     """What is known of a model's own initialisation, by parameter.
 
     Its code runs once, when it is first asked for: ``reset_parameters`` and ``_init_weights`` on a copy of the model without
-    memory, and a constructor of transformers where these leave something out. No random number is taken, and an error in that
-    code only means that nothing is known.
+    memory, and a constructor of transformers or timm where these leave something out. No random number is taken, and an error in
+    that code only means that nothing is known.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._known: dict[int, Own] | None = None
-        self._theirs: dict[int, tuple[nn.Module, str]] = {}  # the parameters of models of transformers
-        self._built: dict[int, dict[str, Own]] = {}
+        self._built: dict[int, dict[tuple[str, torch.Size], Own]] = {}
+        self._places: dict[int, tuple[nn.Module, Builder]] = {}
 
     def of(self, parameter: nn.Parameter) -> tuple[Own | None, bool]:
         """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
@@ -79,18 +79,22 @@ class OwnInit:
             return None, False
         if self._known is None:
             self._known = _by_methods(self.model)
-            self._theirs = {
-                id(parameter): (module, canonical_name(name))
-                for module in pretrained(self.model)
-                for name, parameter in module.named_parameters()
-            }
-        own, place = self._known.get(id(parameter)), self._theirs.get(id(parameter))
-        if own is None and place is not None:
-            module, name = place
-            if id(module) not in self._built:
-                self._built[id(module)] = _rebuilt(module)
-            own = self._built[id(module)].get(name)
-        return own, own is not None and place is not None
+            built = [*pretrained(self.model), *made_by_timm(self.model)]
+            self._places = {id(p): (module, build) for module, build in built for p in module.parameters()}
+        own, (_, build) = self._known.get(id(parameter)), self._places.get(id(parameter), (None, None))
+        if own is None and build is _by_config:
+            own = self.by_constructor(parameter)
+        return own, own is not None and build is _by_config
+
+    def by_constructor(self, parameter: nn.Parameter) -> Own | None:
+        """What the constructor of the model of transformers or timm that it is part of gives it, if it is part of one."""
+        if id(parameter) not in self._places:
+            return None
+        module, build = self._places[id(parameter)]
+        if id(module) not in self._built:
+            self._built[id(module)] = _rebuilt(module, build)
+        names = (canonical_name(name) for name, p in module.named_parameters() if p is parameter)
+        return self._built[id(module)].get((next(names), parameter.shape))
 
 
 def own_of(record: Record) -> Own | None:
@@ -122,18 +126,39 @@ def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
     return Own(Distribution("constant", (float(first),))) if bool((values == first).all()) else own
 
 
-def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """The models of transformers in it, without those that are parts of others."""
+Builder = Callable[[Any], nn.Module]
+
+
+def _by_config(module: Any) -> nn.Module:
+    built: nn.Module = type(module)(copy.deepcopy(module.config))
+    return built
+
+
+def _by_architecture(module: Any) -> nn.Module:
+    timm: Any = sys.modules["timm"]
+    built: nn.Module = timm.create_model(module.pretrained_cfg["architecture"], pretrained=False)
+    return built
+
+
+def pretrained(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
+    """The models of transformers in it, without those that are parts of others, and how each is built again."""
     # By the class: a wrapper may pass attributes on.
     if (
         hasattr(type(model), "initialize_weights")
         and hasattr(type(model), "_init_weights")
         and hasattr(model, "config")
     ):
-        yield model
+        yield model, _by_config
     else:
         for child in model.children():
             yield from pretrained(child)
+
+
+def made_by_timm(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
+    """The models of timm in it, and how each is built again, but for the options that it was built with."""
+    for module in model.modules():
+        if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
+            yield module, _by_architecture
 
 
 @contextmanager
@@ -180,20 +205,20 @@ def _looked(parameters: dict[Any, nn.Parameter]) -> dict[Any, Own]:
     return {key: own for key, own in owns.items() if own is not None}
 
 
-def _rebuilt(module: nn.Module) -> dict[str, Own]:
-    """What the constructor of a model of transformers writes, by name."""
+def _rebuilt(module: nn.Module, build: Builder) -> dict[tuple[str, torch.Size], Own]:
+    """What a model's constructor writes, by name and shape."""
     try:
         with _apart():
             with deferred():
-                built = type(module)(copy.deepcopy(module.config))
-            return _looked({canonical_name(n): p for n, p in built.named_parameters(remove_duplicate=False)})
+                built = build(module)
+            return _looked({(canonical_name(n), p.shape): p for n, p in built.named_parameters(remove_duplicate=False)})
     except Exception:
         return {}
 
 
 def _methods(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any], object]]]:
     """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor."""
-    theirs = list(pretrained(model))
+    theirs = [module for module, _ in pretrained(model)]
     inside = {id(part) for module in theirs for part in module.modules()}
     others = [module for module in model.modules() if id(module) not in inside]
     for module in reversed(others):
