@@ -266,13 +266,18 @@ def test_timms_constructors_are_asked(empty):
     assert report["llama"]["refused constant"] > 10
 
 
-def test_a_table_of_sines_over_drawn_values_is_computed():
+def test_what_only_looks_drawn_is_not():
     class Positions(nn.Embedding):
         def reset_parameters(self):
             super().reset_parameters()
             with torch.no_grad():
                 self.weight.copy_(torch.outer(torch.arange(6.0), torch.ones(4)).sin())
 
+    class Levels(nn.Embedding):
+        def reset_parameters(self):
+            nn.init.normal_(self.weight, std=0.0)  # no draw at all
+
+    assert "its own init zeros" in problems(nn.ModuleDict({"levels": Levels(6, 4)}), "llama")["levels.weight"]
     found = problems(nn.ModuleDict({"wpe": Positions(6, 4)}), "llama")
     assert "its own init computes it by copy_: skip='wpe.weight'" in found["wpe.weight"]
 

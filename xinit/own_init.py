@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit.accelerate import plain
 from xinit.deferred import deferred, is_deferring
-from xinit.distributions import Distribution
+from xinit.distributions import Distribution, constant
 from xinit.keys import Key
 from xinit.materialize import materialize_
 from xinit.plans import describe
@@ -103,13 +103,12 @@ def own_of(record: Record) -> Own | None:
     if parts is not None:
         if not parts or parts[0].shape != record.ref.size:
             return None
-        constants = {part.distribution.parameters[0] for part in parts if part.distribution.name == "constant"}
-        drawn = [part.distribution for part in parts if part.distribution.name != "constant"]
+        whats = [part.distribution for part in parts]
+        whats = [what if what.std else constant(what.parameters[0]) for what in whats]  # N(m, 0) is one too
+        drawn = [what for what in whats if what.name != "constant"]
         if drawn:
             return Own(drawn[0], random=True)
-        if len(constants) == 1:
-            return Own(parts[0].distribution)
-        return Own(None, ops=tuple(describe(part.distribution) for part in parts))
+        return Own(whats[0]) if len(set(whats)) == 1 else Own(None, ops=tuple(map(describe, whats)))
     ops = tuple(dict.fromkeys(node.func.overloadpacket.__name__ for node in store.until(record.time)))
     return Own(None, any(node.random for node in needed(store, record.time)), ops)
 
@@ -123,7 +122,7 @@ def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
     materialize_(holder, key=Key(0))
     values = parameter.detach()
     first = values.flatten()[0]
-    return Own(Distribution("constant", (float(first),))) if bool((values == first).all()) else own
+    return Own(constant(float(first))) if bool((values == first).all()) else own
 
 
 Builder = Callable[[Any], nn.Module]
