@@ -1,6 +1,8 @@
 """What constructors do with numbers: read them, decide by them, keep them elsewhere; and run what they have built."""
 
+import asyncio
 import copy
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from conftest import KEY
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import xinit
@@ -361,3 +364,82 @@ def test_inference_tensors_that_are_there_already():
         xinit.init_(model[0], "torch", KEY)
     model[0](torch.ones(2, 4)).sum().backward()
     assert model[0].weight.grad is not None
+
+
+# Within other contexts, threads and orders
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_fake_parameters_are_refused(within):
+    outer, inner = (xinit.deferred, FakeTensorMode) if within else (FakeTensorMode, xinit.deferred)
+    with pytest.raises(RuntimeError, match=r"deferred: Linear.weight is a FakeTensor"), outer(), inner():
+        nn.Linear(3, 4)
+    assert nn.Linear(3, 4).weight.device.type == "cpu"
+
+
+def test_contexts_that_overlap_are_refused():
+    async def build():
+        with xinit.deferred():
+            first = nn.Linear(3, 4)
+            await asyncio.sleep(0)
+            return nn.Sequential(first, nn.Linear(4, 5))
+
+    async def both():
+        return await asyncio.gather(build(), build(), return_exceptions=True)
+
+    one, other = asyncio.run(both())
+    assert torch.equal(
+        xinit.materialize_(one, key=KEY)[1].weight,
+        xinit.uniform_(torch.empty(5, 4), -0.5, 0.5, key=KEY.fold_in("1.weight")),
+    )
+    assert isinstance(other, RuntimeError)
+    assert "was left before it" in str(other)
+    assert nn.Linear(3, 4).weight.device.type == "cpu"
+
+
+def test_each_thread_has_its_own():
+    found = []
+
+    def build():
+        with xinit.deferred():
+            model = nn.Sequential(*(nn.Linear(4, 5) for _ in range(20)))
+        found.append(xinit.fingerprint(xinit.materialize_(model, key=KEY)))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_indices_of_any_kind():
+    def make(m):
+        m.c = nn.ConvTranspose2d(2, 2, 3, bias=False)
+        m.c.weight.data.zero_()
+        m.c.weight.data[range(2), range(2)] = torch.arange(9.0).view(3, 3)
+        m.l = nn.Linear(4, 3)
+        m.l.weight.data[np.array([0, 2])] = 5.0
+        m.l.weight.data[:, np.array([True, False, False, True])] = 7.0
+
+    model = built(make)
+    assert torch.equal(model.c.weight[0, 0], torch.arange(9.0).view(3, 3))
+    assert not model.c.weight[0, 1].any()
+    assert (model.l.weight == 5).sum() == 4
+    assert (model.l.weight == 7).sum() == 6
+
+
+def test_lazy_modules():
+    """They are drawn when they get their shapes, which may be within the context."""
+    with xinit.deferred():
+        model = nn.Sequential(nn.LazyLinear(5))
+    with pytest.raises(
+        RuntimeError, match=r"materialize_: parameters 0.weight, 0.bias of lazy modules have no shape yet"
+    ):
+        xinit.materialize_(model, key=KEY)
+    with xinit.deferred():
+        model = nn.Sequential(nn.LazyLinear(5))
+        model(torch.ones(2, 4))
+    xinit.materialize_(model, key=KEY)
+    assert torch.equal(model[0].weight, xinit.uniform_(torch.empty(5, 4), -0.5, 0.5, key=KEY.fold_in("0.weight")))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -136,6 +137,10 @@ class Modules:
     def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
         self.members[module] = None
+        if isinstance(parameter, FakeTensor):
+            raise RuntimeError(
+                f"deferred: {self.name_of(module, name)} is a FakeTensor: leave out FakeTensorMode, no memory is taken without it"
+            )
         if parameter is None or not plain(parameter):
             return
         with torch._C.DisableTorchFunction(), self.recorder.pause():
@@ -375,6 +380,11 @@ def deferred() -> Iterator[Recorded]:
     global _users
     if modules := getattr(_thread, "modules", None):
         yield Recorded(modules)
+        if getattr(_thread, "modules", None) is not modules:
+            raise RuntimeError(
+                "deferred: the context that this one is within was left before it, as coroutines do that share a thread, so that "
+                "not all parameters are deferred: build one model after the other"
+            )
         return
     recorder = Recorder()
     modules = Modules(recorder)

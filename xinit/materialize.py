@@ -230,6 +230,11 @@ def _materialize_(
     where = torch.empty(0, device=device or "cpu").device  # with its index
     if unknown:
         _refuse(unknown, model)
+    if not targets and (lazy := [canonical_name(name) for name, p in model.named_parameters() if is_lazy(p)]):
+        raise RuntimeError(
+            f"materialize_: {some(lazy)} of lazy modules have no shape yet: call the model with an input first, within the "
+            f"xinit.deferred() that builds it if they are to be drawn from the key"
+        )
     if not targets and not any(map(outside, real)):
         raise RuntimeError(
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "

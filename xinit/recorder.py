@@ -70,8 +70,12 @@ def as_tensors(index: Any) -> Any:
     """An index with its lists as tensors: torch would make them on the meta device, where nobody sees what they hold."""
     if isinstance(index, tuple):
         return tuple(map(as_tensors, index))
+    if isinstance(index, range):
+        index = list(index)
     if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
         return torch.tensor(index, dtype=None if index else torch.long)
+    if type(index).__module__ == "numpy" and getattr(index, "ndim", None):
+        return torch.as_tensor(index)
     return index
 
 
