@@ -69,7 +69,9 @@ py::dict describe(const Distribution& d) {
 py::tuple resolve(const std::string& distribution, double gain, const std::string& fan, const Shape& shape,
                   Shape in_axis, Shape out_axis, Shape batch_axes, int64_t groups) {
   const Axes axes{std::move(in_axis), std::move(out_axis), std::move(batch_axes), groups};
-  const Named named = scaled(distribution, gain, fans_of(shape, axes), parse_fan(fan));
+  Fans fans = fans_of(shape, axes);
+  const Fan mode = parse_fan(fan, fans);
+  const Named named = scaled(distribution, gain, fans, mode);
   const double* p = named.parameters;
   if (named.name == "truncated_normal") return py::make_tuple(named.name, py::make_tuple(p[0], p[1], p[2], p[3]));
   return py::make_tuple(named.name, py::make_tuple(p[0], p[1]));

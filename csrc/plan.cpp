@@ -48,26 +48,30 @@ std::string lower(std::string_view name) {
   return out;
 }
 
-Fan kaiming_mode(std::string_view name) {
-  const std::string mode = lower(name);
+std::string kaiming_mode(std::string_view name) {
+  std::string mode = lower(name);
   TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out", "Mode ", mode,
                     " not supported, please use one of ['fan_in', 'fan_out']");
-  return mode == "fan_in" ? Fan::kIn : Fan::kOut;
+  return mode;
 }
 
 // Nothing, after torch's warning, where the tensor has no elements.
-Plan plan_scaled(const Target& target, std::string_view distribution, double gain, Fan mode) {
+Plan plan_scaled(const Target& target, std::string_view distribution, double gain, std::string_view mode,
+                 const Axes& axes = {}) {
   if (empty(target.shape)) {
     TORCH_WARN("Initializing zero-element tensors is a no-op");
     return std::nullopt;
   }
-  return plan_named(target, scaled(distribution, gain, fans_of(target.shape), mode));
+  Fans fans = fans_of(target.shape, axes);
+  const Fan fan = parse_fan(mode, fans);
+  return plan_named(target, scaled(distribution, gain, fans, fan));
 }
 
 // For all but Kaiming's: a shape that has no fans is an error also if it has no elements, as in torch.
-Plan plan_with_fans(const Target& target, std::string_view distribution, double gain, Fan mode) {
-  fans_of(target.shape);
-  return plan_scaled(target, distribution, gain, mode);
+Plan plan_with_fans(const Target& target, std::string_view distribution, double gain, std::string_view mode,
+                    const Axes& axes = {}) {
+  fans_of(target.shape, axes);
+  return plan_scaled(target, distribution, gain, mode, axes);
 }
 
 size_t axis_of(int64_t axis, size_t dims, const char* argument) {
@@ -102,12 +106,10 @@ Plan plan_trunc_normal(const Target& target, double mean, double std, double a, 
 }
 
 Plan plan_xavier_uniform(const Target& target, double gain) {
-  return plan_with_fans(target, "uniform", gain, Fan::kAverage);
+  return plan_with_fans(target, "uniform", gain, "fan_avg");
 }
 
-Plan plan_xavier_normal(const Target& target, double gain) {
-  return plan_with_fans(target, "normal", gain, Fan::kAverage);
-}
+Plan plan_xavier_normal(const Target& target, double gain) { return plan_with_fans(target, "normal", gain, "fan_avg"); }
 
 Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
   return plan_scaled(target, "uniform", calculate_gain(nonlinearity, a), kaiming_mode(mode));
@@ -117,10 +119,13 @@ Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, 
   return plan_scaled(target, "normal", calculate_gain(nonlinearity, a), kaiming_mode(mode));
 }
 
-Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution) {
+Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution,
+                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axes,
+                           int64_t groups) {
   TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
                     scale);
-  return plan_with_fans(target, distribution, std::sqrt(scale), parse_fan(mode));
+  const Axes axes{in_axis.vec(), out_axis.vec(), batch_axes.vec(), groups};
+  return plan_with_fans(target, distribution, std::sqrt(scale), mode, axes);
 }
 
 size_t parameters_of(std::string_view distribution) {
@@ -140,15 +145,19 @@ Plan plan_named(const Target& target, const Named& named) {
 
 bool empty(const Shape& shape) { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
 
-Fan parse_fan(std::string_view name) {
+Fan parse_fan(std::string_view name, Fans& fans) {
   const std::string mode = lower(name);
-  TORCH_CHECK_VALUE(mode == "fan_in" || mode == "fan_out" || mode == "fan_avg", "Mode ", mode,
-                    " not supported, please use one of ['fan_in', 'fan_out', 'fan_avg']");
-  return mode == "fan_avg" ? Fan::kAverage : kaiming_mode(mode);
+  if (mode == "fan_in") return Fan::kIn;
+  if (mode == "fan_out") return Fan::kOut;
+  if (mode == "fan_avg") return Fan::kAverage;
+  TORCH_CHECK_VALUE(mode == "fan_geo_avg", "Mode ", mode,
+                    " not supported, please use one of ['fan_in', 'fan_out', 'fan_avg', 'fan_geo_avg']");
+  fans.in = fans.out = std::sqrt(fans.in * fans.out);
+  return Fan::kIn;
 }
 
 Fans fans_of(const Shape& shape, const Axes& axes) {
-  TORCH_CHECK_VALUE(shape.size() >= 2,
+  TORCH_CHECK_VALUE(shape.size() >= 2 || axes.in != Axes().in,
                     "Fan in and fan out can not be computed for tensor with fewer than 2 dimensions");
   std::vector<std::string_view> role(shape.size());
   const auto product = [&](const Shape& chosen, const char* argument) {
@@ -161,8 +170,14 @@ Fans fans_of(const Shape& shape, const Axes& axes) {
     }
     return sizes;
   };
-  Fans fans{product(axes.in, "in_axis"), product(axes.out, "out_axis")};
+  Fans fans{product(axes.in, "in_axis"), 1};
+  if (shape.size() == 1 && axes.in.size() == 1 && axes.out.size() == 1 && axes.batch.empty() && axes.groups == 1) {
+    axis_of(axes.out[0], 1, "out_axis");
+    return {1, 1};
+  }
+  fans.out = product(axes.out, "out_axis");
   product(axes.batch, "batch_axes");
+  if (shape.empty()) return fans;
   TORCH_CHECK_VALUE(axes.groups >= 1 && shape[0] % axes.groups == 0, "groups ", axes.groups,
                     " does not divide the size ", shape[0], " of axis 0");
   if (role[0] == "in_axis") fans.in /= static_cast<double>(axes.groups);

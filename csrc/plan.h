@@ -1,6 +1,7 @@
 // From an op's own parameters to a checked distribution; errors in torch's words where torch has them.
 #pragma once
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/typeid.h>
 
 #include <cstdint>
@@ -33,7 +34,9 @@ Plan plan_xavier_uniform(const Target&, double gain);
 Plan plan_xavier_normal(const Target&, double gain);
 Plan plan_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
 Plan plan_kaiming_normal(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
-Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution);
+Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution,
+                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axes,
+                           int64_t groups);
 
 // A distribution by name with its parameters: "uniform" (a, b), "normal" (mean, std), "truncated_normal" (mean, std, a,
 // b) or "constant" (value).
@@ -45,14 +48,16 @@ Plan plan_named(const Target&, const Named&);
 size_t parameters_of(std::string_view distribution);  // how many it takes
 
 // Which axes make up the fans; those that are in none are the receptive field, those of a batch (stacked experts) part
-// of no fan. Axis 0 holds the channels of all groups of a convolution. Negative axes count from the last.
+// of no fan. Axis 0 holds the channels of all groups of a convolution. Negative axes count from the last. As in JAX,
+// the one axis of a vector may be both in and out, and both fans are 1 then.
 struct Axes {
   Shape in = {1}, out = {0}, batch = {};
   int64_t groups = 1;
 };
 
 bool empty(const Shape& shape);
-Fan parse_fan(std::string_view mode);  // fan_in, fan_out or fan_avg
+// fan_in, fan_out, fan_avg, or fan_geo_avg, for which both fans become their geometric mean.
+Fan parse_fan(std::string_view mode, Fans& fans);
 Fans fans_of(const Shape& shape, const Axes& axes = {});
 // Of mean 0 and std = gain / sqrt(fan); "truncated_normal" is cut at two standard deviations of the untruncated.
 Named scaled(std::string_view distribution, double gain, Fans fans, Fan mode);

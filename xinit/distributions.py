@@ -48,7 +48,7 @@ class Distribution:
     Attributes:
         name: "uniform", "normal", "truncated_normal" or "constant".
         parameters: as the function of that name takes them; with a fan, the gain alone.
-        fan: "fan_in", "fan_out" or "fan_avg" if the standard deviation is gain / sqrt(fan), else "".
+        fan: "fan_in", "fan_out", "fan_avg" or "fan_geo_avg" if the standard deviation is gain / sqrt(fan), else "".
         in_axis: the axes whose sizes make up fan_in, with the receptive field: all axes that are named nowhere here.
         out_axis: those of fan_out.
         batch_axes: those that are part of no fan, such as that of stacked experts.

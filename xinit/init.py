@@ -44,7 +44,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
-from xinit.calls import fill, fill_scaled, slope_of
+from xinit.calls import Axes, axes_of, fill, fill_scaled, slope_of
 from xinit.keys import Key
 from xinit.window import Window
 
@@ -63,7 +63,7 @@ Nonlinearity = Literal[
     "relu", "leaky_relu", "selu",
 ]  # fmt: skip
 FanMode = Literal["fan_in", "fan_out"]
-ScalingMode = Literal["fan_in", "fan_out", "fan_avg"]
+ScalingMode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 ScalingDistribution = Literal["truncated_normal", "normal", "uniform"]
 
 
@@ -319,6 +319,10 @@ def variance_scaling_(
     distribution: ScalingDistribution = "truncated_normal",
     generator: Generator | None = None,
     *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axes: Axes = (),
+    groups: int = 1,
     key: Key | None = None,
     window: Window | None = None,
 ) -> Tensor:
@@ -326,17 +330,24 @@ def variance_scaling_(
 
     JAX's and Keras's ``he_normal`` and ``glorot_normal`` are truncated, as torch's are not:
     ``variance_scaling_(w, 2.0, "fan_in")`` and ``variance_scaling_(w, 1.0, "fan_avg")``. The fans are those of torch's layout,
-    see :func:`xavier_uniform_`. See :mod:`xinit.init` for
+    see :func:`xavier_uniform_`, unless axes are given: JAX's layout is ``in_axis=-2, out_axis=-1``. See :mod:`xinit.init` for
     the tensor, the other arguments and the errors.
 
     Args:
         scale: the variance times the fan, at least 0.
-        mode: "fan_in", "fan_out", or "fan_avg", their mean.
+        mode: "fan_in", "fan_out", "fan_avg", their mean, or "fan_geo_avg", their geometric mean sqrt(fan_in · fan_out).
         distribution: "normal", "uniform", or "truncated_normal" at 2 standard deviations before truncation, with the standard
             deviation after truncation that is asked for.
+        in_axis: the axis, or axes, whose sizes make up fan_in, together with the receptive field: all axes that are named
+            nowhere here.
+        out_axis: those of fan_out. With axes that are given, a tensor may have one dimension: ``in_axis=0, out_axis=()``, or the
+            one axis as both, and both fans are 1 then, as in JAX.
+        batch_axes: those that are part of no fan, such as that of stacked experts: JAX's ``batch_axis``.
+        groups: of a grouped convolution, whose channels of all groups lie along axis 0.
 
     Raises:
-        ValueError: also if the tensor has fewer than 2 dimensions, or scale, mode or distribution are not valid.
+        ValueError: also if the tensor has fewer than 2 dimensions and no axes are given, or scale, mode, distribution or axes are
+            not valid.
 
     Example:
         >>> import torch, xinit
@@ -344,7 +355,10 @@ def variance_scaling_(
         >>> round(w.var().item() * 900, 2)
         2.0
     """
-    parameters = scale, mode, distribution
+    parameters: tuple[object, ...] = scale, mode, distribution
+    if (in_axis, out_axis, batch_axes, groups) != (1, 0, (), 1):
+        named = (("in_axis", in_axis), ("out_axis", out_axis), ("batch_axes", batch_axes))
+        parameters += *(axes_of("variance_scaling_", name, axes) for name, axes in named), groups
     return fill_scaled(_variance_scaling_, _drawing(distribution), tensor, parameters, generator, key, window)
 
 

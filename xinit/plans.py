@@ -151,6 +151,7 @@ _NAMES = {
     "fan_avg": "xavier_{}",
     "fan_in": "kaiming_{} fan_in",
     "fan_out": "kaiming_{} fan_out",
+    "fan_geo_avg": "{} fan_geo_avg",
 }
 
 
