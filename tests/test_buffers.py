@@ -300,3 +300,21 @@ def test_a_fingerprint_of_buffers_without_memory():
     assert len(xinit.fingerprint(model)) == 32
     with pytest.raises(RuntimeError, match="fingerprint: buffer table is on the meta device, without memory"):
         xinit.fingerprint(model, buffers=True)
+
+
+def test_what_to_empty_has_untied_is_named():
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 20,
+    }
+    config = transformers.LlamaConfig(**sizes, tie_word_embeddings=True)
+    with pytest.warns(UserWarning, match=r"parameter lm_head\.weight no longer tied.*tie_weights\(\) after to_empty"):
+        xinit.init_(emptied(lambda: transformers.LlamaForCausalLM(config)), RECIPE, KEY)
+    model = emptied(lambda: transformers.LlamaForCausalLM(config))
+    model.tie_weights()
+    expected = xinit.init_(transformers.LlamaForCausalLM(config), RECIPE, KEY)
+    assert xinit.fingerprint(xinit.init_(model, RECIPE, KEY), buffers=True) == xinit.fingerprint(expected, buffers=True)

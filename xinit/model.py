@@ -25,9 +25,20 @@ from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
 from xinit.recipes import Recipe, rules_of
 from xinit.sharding import is_sharded, local_of, pieces
-from xinit.sites import Patterns, Site, patterns_of, predicate, selected, sites_of, skips, some, unwritten
+from xinit.sites import (
+    Patterns,
+    Site,
+    never_written,
+    patterns_of,
+    predicate,
+    selected,
+    sites_of,
+    skips,
+    some,
+    unwritten,
+)
 from xinit.subclasses import held
-from xinit.writes import Write, bar_of, fill_writes_, writes_of
+from xinit.writes import Write, bar_of, canonical_name, fill_writes_, writes_of
 
 
 @dataclass(slots=True)
@@ -241,7 +252,8 @@ def init_(
         ImportError: for ``progress`` without tqdm.
 
     Warns:
-        UserWarning: of buffers that may be raw memory; of globs of the recipe that are no parameter's name, apart from "*.bias"
+        UserWarning: of buffers that may be raw memory; of parameters of transformers' models that are no longer tied;
+            of globs of the recipe that are no parameter's name, apart from "*.bias"
             and "*.weight", which any model may do without; of parameters left because they were loaded; and of a model left
             because it is in a context, such as Lightning's ``init_module(empty_init=True)``, in which ``torch.nn.init`` does
             nothing.
@@ -277,6 +289,7 @@ def init_(
         raise ValueError(f"init_: {len(problems)} of {len(steps)} parameters cannot be initialised:{''.join(lines)}")
     skipped = skips(skip, "init_")
     left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
+    untied = _untied(model)
     buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
     values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
     direct = [step for step in steps if not step.site.computed]
@@ -294,6 +307,11 @@ def init_(
             and not step.site.parameter.is_inference()
         ):
             step.site.parameter.__dict__["_xinit_set"] = step.site.parameter._version  # see xinit.guesses
+    if untied:
+        warnings.warn(
+            f"init_: {some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()",
+            stacklevel=2,
+        )
     if misspelt := rules.misspelt(every):
         warnings.warn(
             f"init_: the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters",
@@ -438,6 +456,20 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
 def _once(parts: Sequence[tuple[Tensor, Any]]) -> list[tuple[Tensor, Any]]:
     """Without those that hold the same of the whole, as simulated ranks in one process do."""
     return list({where and (where.offsets, part.shape): (part, where) for part, where in reversed(parts)}.values())
+
+
+def _untied(model: nn.Module) -> list[str]:
+    """Parameters that ``to_empty`` has untied, as far as a model of transformers says which belong together."""
+    found = []
+    for path, module in model.named_modules():
+        for name, source in (module.__dict__.get("all_tied_weights_keys") or {}).items():
+            try:
+                pair = module.get_parameter(name), module.get_parameter(source)
+            except AttributeError:
+                continue
+            if pair[0] is not pair[1] and all(map(never_written, pair)):
+                found.append(canonical_name(f"{path}.{name}" if path else name))
+    return list(dict.fromkeys(found))
 
 
 def _inverted(step: Step, key: Key) -> list[tuple[Tensor, Tensor]]:
