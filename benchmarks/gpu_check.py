@@ -57,7 +57,7 @@ LIMITS = {  # seconds
 
 def command(step, device, results, out):
     """The step's, and what it needs in its environment."""
-    pytest, body = [sys.executable, "-m", "pytest", "--no-header", "--maxfail=20"], "tests/test_cuda_body.py"
+    pytest, body = [sys.executable, "-m", "pytest", "-m", "", "--no-header", "--maxfail=20"], "tests/test_cuda_body.py"
     if importlib.util.find_spec("xdist"):
         # pytest-benchmark would warn that it does not go together with this, and a warning is an error.
         pytest += ["-n", "8", "-p", "no:benchmark"]
