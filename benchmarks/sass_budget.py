@@ -20,7 +20,8 @@ KINDS = ["uniform", "uniform_clamped", "normal", "truncated", "truncated_tail"]
 DTYPES = ["float32", "float64", "float16", "bfloat16", "float8"]  # one kernel for all float8
 # Instructions an element in the main loop, at most, for sm_90. float64 has no budget, but must not spill.
 # Xavier's and Kaiming's uniform are unclamped in float32 and clamped in half precision.
-BUDGET = {"uniform": 16, "uniform_clamped": 18, "normal": 40, "truncated": 60, "truncated_tail": 66}
+BUDGET = {"uniform": 16, "uniform_clamped": 18, "normal": 40, "truncated": 61, "truncated_tail": 66}
+FLOAT8 = 18  # more than that, for rounding by integers
 FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Werror", "all-warnings"]
 SOURCE = """
 #include "{root}/csrc/cuda/kernels.cuh"
@@ -167,8 +168,9 @@ def failures(records):
         if r["way"] == "contiguous" and r["dtype"] != "float64":
             if r["store_bits"] != (32 if r["dtype"] == "float8" else 128):  # of a block
                 yield f"{name}: stores of {r['store_bits']} bits"
-            if r["instructions"] > BUDGET[r["kind"]]:
-                yield f"{name}: {r['instructions']} instructions an element, budget {BUDGET[r['kind']]}"
+            budget = BUDGET[r["kind"]] + FLOAT8 * (r["dtype"] == "float8")
+            if r["instructions"] > budget:
+                yield f"{name}: {r['instructions']} instructions an element, budget {budget}"
             if r["occupancy"] < 0.75:
                 yield f"{name}: occupancy {r['occupancy']:.0%} by {r['registers']} registers"
 

@@ -130,7 +130,7 @@ Distribution normal(double mean, double std) {
 
 Distribution truncated_normal(double mean, double std, double a, double b, Dtype dtype) {
   if (std == 0 && a <= mean && mean <= b) {
-    Distribution d = constant(mean);
+    Distribution d = constant(mean + 0.0);  // never -0, as a bound
     d.kind = Kind::kUniformClamped;
     bound(d, round_up(a, dtype), round_down(b, dtype, false));
     return d;

@@ -315,3 +315,23 @@ def test_a_scale_of_zero_gives_zeros(distribution):
     assert not xinit.variance_scaling_(torch.ones(3, 4), 0.0, distribution=distribution).any()
     xinit.fill_many_([w := torch.ones(3, 4)], [xinit.variance_scaling(0.0, distribution=distribution)], [KEY])
     assert not w.any()
+
+
+ZEROS_AT_BOUNDS = [(-0.0, 0.0, -1.0, 0.0), (0.0, 1e-44, -1e-43, 0.0), (1e-40, 1e-41, -1e-40, 0.0)]  # mean, std, a, b
+
+
+@pytest.mark.parametrize("parameters", ZEROS_AT_BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_zero_at_a_bound_has_the_bounds_sign(dtype, parameters):
+    for shape in (999,), (33, 5):
+        values = xinit.trunc_normal_(torch.empty(shape, dtype=dtype), *parameters, key=KEY)
+        assert not values[values == 0].signbit().any()
+
+
+@dtypes
+def test_a_constant_keeps_the_sign_of_zero(dtype):
+    for value in (-0.0, 0.0):
+        tensors = torch.empty(1001, dtype=dtype), torch.empty(40, 30, dtype=dtype).t()
+        xinit.fill_many_(tensors, [xinit.constant(value)] * 2, [KEY, KEY])
+        for tensor in tensors:
+            assert same(tensor, torch.full_like(tensor, value))

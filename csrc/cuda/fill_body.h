@@ -93,33 +93,24 @@ XINIT_HD typename Element<dtype>::type element(float x, const Fill& fill) {
   }
 }
 
-#ifdef __CUDA_ARCH__
-// Of two pairs, the bits of x < bound ? x : bound.
-template <class Pair>
-XINIT_HD uint32_t lesser_pair(Pair x, Pair bound) {
-  const uint32_t less = __hlt2_mask(x, bound);
-  return (*reinterpret_cast<const uint32_t*>(&x) & less) | (*reinterpret_cast<const uint32_t*>(&bound) & ~less);
-}
-#endif
-
 // Two 16-bit values in one word.
 template <Kind kind, Dtype dtype>
 XINIT_HD uint32_t element_pair(float x, float y, const Fill& fill) {
 #ifdef __CUDA_ARCH__
+  // Uniform ones are clamped as a pair: none of them is -0 before it is rounded, so that order does not matter.
+  constexpr bool kAfter = kind == Kind::kUniformClamped;
   const Distribution& d = fill.distribution;
+  if constexpr (!kAfter) {
+    x = clamp<kind>(x, d);
+    y = clamp<kind>(y, d);
+  }
   if constexpr (dtype == Dtype::kHalf) {
     __half2 pair = __floats2half2_rn(x, y);
-    if constexpr (kClamped<kind>) {
-      pair = __hmax2(pair, __float2half2_rn(d.low));
-      return lesser_pair(pair, __float2half2_rn(d.high));
-    }
+    if constexpr (kAfter) pair = __hmin2(__hmax2(pair, __float2half2_rn(d.low)), __float2half2_rn(d.high));
     return *reinterpret_cast<const uint32_t*>(&pair);
   } else {
     __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-    if constexpr (kClamped<kind>) {
-      pair = __hmax2(pair, __float2bfloat162_rn(d.low));
-      return lesser_pair(pair, __float2bfloat162_rn(d.high));
-    }
+    if constexpr (kAfter) pair = __hmin2(__hmax2(pair, __float2bfloat162_rn(d.low)), __float2bfloat162_rn(d.high));
     return *reinterpret_cast<const uint32_t*>(&pair);
   }
 #else
