@@ -243,9 +243,15 @@ def orthogonal_and_sparse(world):
                     sharded = distribute_tensor(zeros, mesh, where, src_data_rank=None).requires_grad_()
                     with Watched() as watched:
                         assert fill(sharded, **given) is sharded
-                    assert watched.collectives == 0
+                    assert "key" not in given or watched.collectives == 0
                     assert same(sharded.detach().full_tensor(), whole), (fill, shape, where, given)
                     assert torch.equal(torch.get_rng_state(), after)
+        # Each rank seeded otherwise: the first one's numbers, on all.
+        torch.manual_seed(dist.get_rank())
+        sharded = distribute_tensor(torch.zeros(9, 5), mesh, where, src_data_rank=None)
+        matrix = xinit.orthogonal_(sharded).full_tensor()
+        torch.testing.assert_close(matrix.T @ matrix, torch.eye(5))
+        assert ((xinit.sparse_(sharded, 0.5).full_tensor() == 0).sum(0) == 5).all()
 
 
 @case(2, 4, layout="fsdp")

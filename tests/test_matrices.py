@@ -7,12 +7,14 @@ from itertools import product
 import pytest
 import torch
 from conftest import DTYPES, KEY, bits, dtypes, same
+from test_subclasses import Wrapper
 from torch import nn
 from torch.nn import init
 
 import xinit
 from xinit import Window, parallel
 from xinit.constants import constant_
+from xinit.distributions import FLOAT8
 
 # Each as (function, distribution, a shape).
 MATRICES = {
@@ -397,3 +399,41 @@ def test_what_is_computed_from_parameters_would_lose_it(fill):
     with pytest.raises(RuntimeError, match="computed from parameters"):
         fill(layer.weight)
     assert fill(layer.weight.detach().clone()) is not None
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.complex32], ids=str)
+def test_complex(dtype):
+    """Orthogonal is unitary, of entries that are as much imaginary as real."""
+    tolerance = {torch.complex64: 3e-6, torch.complex128: 1e-12, torch.complex32: 3e-3}[dtype]
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.empty(40, 20, dtype=dtype))
+    xinit.init_(model, {"weight": xinit.orthogonal(2)}, KEY)
+    expected = xinit.orthogonal_(torch.empty(40, 20, dtype=dtype), 2, key=KEY.fold_in("weight"))
+    assert same(*(torch.view_as_real(weight) for weight in (model.weight.detach(), expected)))
+    found = expected.to(torch.complex128)
+    assert (found.mH @ found - 4 * torch.eye(20)).abs().max() < 4 * tolerance
+    assert found.real.square().mean().item() == pytest.approx(found.imag.square().mean().item(), rel=0.3)
+    mask = xinit.sparse_(torch.empty(40, 20, dtype=dtype), 0.5, key=KEY).to(torch.complex64) == 0
+    assert torch.equal(mask, xinit.sparse_(torch.empty(40, 20), 0.5, key=KEY) == 0)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+@every
+def test_float8_is_float32_rounded(fill, distribution, shape, dtype):
+    found, expected = fill(torch.empty(shape, dtype=dtype), key=KEY), fill(torch.empty(shape), key=KEY)
+    assert torch.equal(found.float(), expected.to(dtype).float())
+
+
+@every
+def test_wrappers_are_filled_through_what_they_hold(fill, distribution, shape):
+    wrapper = Wrapper(torch.full(shape, 7.0))
+    assert fill(wrapper, key=KEY) is wrapper
+    assert same(wrapper._tensor, fill(torch.empty(shape), key=KEY))
+    other = Wrapper(torch.full(shape, 7.0), torch.ones(()))
+    with pytest.raises(NotImplementedError, match="_tensor and _scale"):
+        fill(other, key=KEY)
+    assert (other._tensor == 7).all()
+    for constant in xinit.ones_, xinit.zeros_, partial(constant_, val=3):
+        constant(wrapper)
+        assert (wrapper._tensor == constant(torch.empty(()))).all()

@@ -1,6 +1,7 @@
 """The functions of ``torch.nn.init`` that do not draw.
 
-They take a tensor as :mod:`xinit.init` does: any strides, the meta device, a ``DTensor``, of which each rank fills its part.
+They take a tensor as :mod:`xinit.init` does: any strides, the meta device, a ``DTensor``, of which each rank fills its part;
+but of any dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import init
 from xinit.calls import check_kept
 from xinit.guards import left_alone
 from xinit.sharding import check_view, is_sharded, pieces
+from xinit.subclasses import held, wraps
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -35,13 +37,12 @@ def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part
 
     Raises:
         TypeError: for other types.
+        NotImplementedError: for a wrapper of which no one tensor holds the values.
         ValueError: for a window that does not fit; for a ``DTensor`` with a window, or one that :mod:`xinit.init` cannot fill.
         RuntimeError: for a view, or a value of parameters, that would lose the writes.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
-    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
-        check_kept(op, tensor)
+    check_tensor(op, tensor)
+    tensor = held(tensor, f"{op}: tensor")
     if not is_sharded(tensor):
         where = _checked(op, tensor, window)
         return [Part(tensor, tuple(where.global_shape), tuple(where.offsets))]
@@ -50,6 +51,13 @@ def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part
     check_view(tensor, op)
     whole = tuple(tensor.shape)
     return [Part(part, whole, tuple(where.offsets) if where else ()) for part, where in pieces(tensor, op)]
+
+
+def check_tensor(op: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
+        check_kept(op, tensor)
 
 
 def _checked(op: str, tensor: Tensor, window: Window | None) -> Window:
@@ -92,9 +100,9 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """
     if left_alone("constant_", init.constant_, tensor, val):
         return tensor
-    if is_sharded(tensor):
+    if is_sharded(tensor) or wraps(tensor):
         return _fill("constant_", tensor, val)
-    parts_of("constant_", tensor)
+    check_tensor("constant_", tensor)
     return _torch_constant_(tensor, val)
 
 
@@ -108,9 +116,9 @@ def ones_(tensor: Tensor) -> Tensor:
     """
     if left_alone("ones_", init.ones_, tensor):
         return tensor
-    if is_sharded(tensor):
+    if is_sharded(tensor) or wraps(tensor):
         return _fill("ones_", tensor, 1.0)
-    parts_of("ones_", tensor)
+    check_tensor("ones_", tensor)
     return _torch_ones_(tensor)
 
 
@@ -124,9 +132,9 @@ def zeros_(tensor: Tensor) -> Tensor:
     """
     if left_alone("zeros_", init.zeros_, tensor):
         return tensor
-    if is_sharded(tensor):
+    if is_sharded(tensor) or wraps(tensor):
         return _fill("zeros_", tensor, 0.0)
-    parts_of("zeros_", tensor)
+    check_tensor("zeros_", tensor)
     return _torch_zeros_(tensor)
 
 
@@ -198,7 +206,7 @@ def _write_diagonals(tensor: Tensor, parts: list[Part], groups: int) -> Tensor:
     with torch.no_grad():
         for part in parts:
             write_diagonals(part, groups)
-    if is_sharded(tensor):
+    if is_sharded(tensor) or wraps(tensor):
         torch.autograd.graph.increment_version(tensor)  # the fills have moved on that of the local tensor
     return tensor
 

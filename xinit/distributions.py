@@ -107,6 +107,9 @@ class Distribution:
         return f"Distribution({self.name}, {numbers})"
 
 
+_FILLS = frozenset((Distribution,))  # others take the whole
+
+
 @constant_when_compiled
 def _resolve(*arguments: Any) -> tuple[str, tuple[float, ...]]:
     return _C.resolve(*arguments)
@@ -469,7 +472,7 @@ def fill_many_(
         if any(map(is_sharded, tensors)) or any(map(wraps, tensors)):
             _fill_many_parts_(tensors, distributions, keys, windows, names)
             return
-    if any(distribution.by_whole for distribution in distributions):
+    if not _FILLS.issuperset(map(type, distributions)):
         _fill_many_wholes_(tensors, distributions, keys, windows, names)
         return
     devices = [tensor.device for tensor in tensors]
@@ -532,7 +535,7 @@ def _fill_many_wholes_(
             wholes.setdefault((matrix, keys[i], tensor.device, tensor.dtype), []).append((tensor, where))
     fill_many_(tensors, drawn, keys, windows, names)
     for (matrix, key, _, _), parts in wholes.items():
-        matrix.finish_(parts, lambda number, key=key: {"key": key.fold_in(number).words})
+        matrix.finish_(parts, lambda key=key: {"key": key.fold_in(0).words})
 
 
 def _window(index: int, tensor: Tensor, window: Window | None) -> Window:

@@ -21,16 +21,17 @@ from torch.nn import init
 
 from xinit.calls import fill, one_key
 from xinit.constants import Part, centre_of, parts_of, write_diagonals
-from xinit.distributions import DTYPES, Distribution, factory, normal, numbers, refuse, zeros
+from xinit.distributions import DTYPES, Distribution, factory, numbers, refuse
 from xinit.guards import left_alone
 from xinit.keys import Key
 from xinit.sharding import is_sharded, view
+from xinit.subclasses import held, wraps
 from xinit.window import Window
 
 _uniform_, _normal_ = torch.ops.xinit.uniform_.default, torch.ops.xinit.normal_.default
 
 Shape = tuple[int, ...]
-Source = Callable[[int], dict[str, Any]]  # of the tensor's first draw, its second, ...: an operator's key or generator
+Source = Callable[[], dict[str, Any]]  # an operator's key or generator, for what is drawn beside the tensor
 
 _COMPUTED = {  # all others in float32
     torch.float64: torch.float64,
@@ -118,7 +119,13 @@ class Matrix(Distribution):
     @property
     def drawn(self) -> Distribution:
         """What to fill a tensor with before :meth:`finish_`."""
-        return normal(0.0, self.parameters[1]) if self.name == "sparse" else zeros()
+        if self.name == "sparse":
+            return Distribution("normal", (0.0, self.parameters[1]))
+        return Distribution("constant", (0.0,))
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a tensor of that dtype can be filled with it; an orthogonal one of complex numbers is unitary."""
+        return dtype in DTYPES
 
     def check(self, op: str, dtype: torch.dtype) -> None:
         """Whether its values are within the dtype's range, which are at most as large as the gain."""
@@ -128,11 +135,13 @@ class Matrix(Distribution):
     def finish_(self, parts: Sequence[tuple[Tensor, Window]], source: Source) -> None:
         """Write to parts of one whole, which hold what is :attr:`drawn`, what the whole has there."""
         like = parts[0][0]
-        keyed = "key" in source(0)  # a generator is to advance also where nothing of the whole is
-        if 0 in self.shape or like.is_meta or (keyed and not any(tensor.numel() for tensor, _ in parts)):
+        if 0 in self.shape or like.is_meta:
             return
+        place = source()
+        if "key" in place and not any(tensor.numel() for tensor, _ in parts):
+            return  # a generator is to advance all the same
         with torch.no_grad():
-            values = self._values(like, source)
+            values = self._values(like, place)
             for tensor, window in parts:
                 wholes = tuple(window.global_shape)
                 if self.name not in ("orthogonal", "sparse") and wholes == self.shape:
@@ -150,18 +159,18 @@ class Matrix(Distribution):
                 else:
                     tensor.copy_(here)
 
-    def _values(self, like: Tensor, source: Source) -> Tensor | None:
+    def _values(self, like: Tensor, place: dict[str, Any]) -> Tensor | None:
         """What tells all parts: a matrix, or where a sparse one is zero; nothing for what is not drawn."""
         rows = self.shape[0]
         if self.name == "sparse":
             order = like.new_empty(self.shape, dtype=torch.float32)
-            _uniform_(order, **source(0))
+            _uniform_(order, **place)
             ranks = order.argsort(dim=0, stable=True).argsort(dim=0)  # of equal ones the upper comes first
             return ranks < self._zeros
         if self.name == "orthogonal":
-            return _orthogonal(rows, math.prod(self.shape[1:]), self.parameters[0], like, source(0)).reshape(self.shape)
+            return _orthogonal(rows, math.prod(self.shape[1:]), self.parameters[0], like, place).reshape(self.shape)
         if self.name == "delta_orthogonal":
-            return _orthogonal(rows, self.shape[1], self.parameters[0], like, source(0))
+            return _orthogonal(rows, self.shape[1], self.parameters[0], like, place)
         return None
 
     def _write(self, part: Part, values: Tensor | None) -> None:
@@ -416,7 +425,7 @@ def _fill_matrix(
     function, arguments = (init.sparse_, what.parameters) if what.name == "sparse" else (init.orthogonal_, ())
     if left_alone(op, function, tensor, *arguments):
         return tensor
-    parts = parts_of(op, tensor, window)
+    parts, values = parts_of(op, tensor, window), held(tensor, f"{op}: tensor")
     matrix = what.resolve(parts[0].whole)
     if tensor.dtype not in DTYPES:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
@@ -445,12 +454,12 @@ def _fill_matrix(
         matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
 
     if key is not None:
-        finish(lambda number: {"key": key.fold_in(number).words})
-    elif is_sharded(tensor) and tensor.numel() and not tensor.is_meta:
-        with one_key(op, tensor, generator) as drawn:
-            finish(lambda number: {"key": drawn.words})
+        finish(lambda: {"key": key.fold_in(0).words})
+    elif is_sharded(values) and tensor.numel() and not tensor.is_meta:
+        with one_key(op, values, generator) as drawn:
+            finish(lambda: {"key": drawn.words})
     else:
-        finish(lambda number: {"generator": generator})
-    if is_sharded(tensor):
+        finish(lambda: {"generator": generator})
+    if is_sharded(tensor) or wraps(tensor):
         torch.autograd.graph.increment_version(tensor)
     return tensor
