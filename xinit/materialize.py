@@ -243,7 +243,8 @@ def _materialize_(
     late = [t.name for t in targets if version_of(t.tensor) != t.record.version and not _recorded_since(t)]
     if late:
         raise RuntimeError(
-            f"materialize_: {', '.join(late)} was written to after the xinit.deferred() context, so that it is not known how"
+            f"materialize_: {some(late)} written to after the xinit.deferred() context, so that it is not known how: do that "
+            f"within another such context, before the model is sharded"
         )
     if key is None:
         drawn = Key.drawn(torch.default_generator)
