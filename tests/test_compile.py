@@ -86,8 +86,10 @@ def gradient(step, compile):
 @backends
 def test_recomputation_draws_the_same(backend):
     """Compiled, a checkpointed draw without a key was recomputed with other numbers: gradients were wrong."""
-    expected = gradient(draws, lambda f: f)
-    assert all(map(same, gradient(draws, lambda f: torch.compile(f, fullgraph=True, backend=backend)), expected))
+    expected, state = gradient(draws, lambda f: f)
+    found, after = gradient(draws, lambda f: torch.compile(f, fullgraph=True, backend=backend))
+    torch.testing.assert_close(found, expected)  # Inductor has a sine and a cosine of its own
+    assert same(after, state)
 
 
 def graphs(step, *inputs):
