@@ -53,7 +53,7 @@ void bound(Distribution& d, double low, double high) {
   d.low_wide = low + 0.0;  // never -0, whose order against +0 is not the same everywhere
   d.high_wide = high + 0.0;
   d.low = static_cast<float>(d.low_wide);
-  d.high = static_cast<float>(d.high_wide);
+  d.high = d.top = static_cast<float>(d.high_wide);
 }
 
 constexpr double kSqrtHalf = 0.70710678118654752440;
@@ -102,7 +102,7 @@ Distribution constant(double value) {
   d.shift = static_cast<float>(value);
   if (value == 0 && std::signbit(value)) {  // which a sum would lose: as a bound it is kept
     d.kind = Kind::kUniformClamped;
-    d.low_wide = d.high_wide = d.low = d.high = -0.0f;
+    d.low_wide = d.high_wide = d.low = d.high = d.top = -0.0f;
   }
   return d;
 }
@@ -139,6 +139,8 @@ Distribution truncated_normal(double mean, double std, double a, double b, Dtype
   const double alpha = (a - mean) / std, beta = (b - mean) / std;
   Distribution d;
   bound(d, round_up(a, dtype), round_down(b, dtype, false));
+  const bool rounded = dtype != Dtype::kFloat && dtype != Dtype::kDouble;
+  if (rounded && d.high == 0) d.top = static_cast<float>(-spacing(0, dtype) / 2);
   if (alpha >= 6) {
     truncate_tail(d, alpha, beta, std);
     d.flip = ~0u;

@@ -10,6 +10,8 @@ enum class Kind : int32_t { kUniform, kUniformClamped, kNormal, kTruncated, kTru
 
 template <Kind kind>
 constexpr bool kClamped = kind != Kind::kUniform && kind != Kind::kNormal;
+template <Kind kind>
+constexpr bool kTopped = kind == Kind::kTruncated || kind == Kind::kTruncatedTail;  // top may differ from high
 
 // Read by every device, passed by value. What is computed in double is rounded to binary32 once, here.
 struct Distribution {
@@ -23,6 +25,7 @@ struct Distribution {
   float curvature = 0;                 // truncated tail: of the log of its mass, over the squared hazard
   uint32_t flip = 0;                   //   all ones where the tail is the upper one
   float low = 0, high = 0;             // clamped kinds: into [low, high], values of the tensor's dtype,
+  float top = 0;                       // what is not below this becomes high: high, or what would round to -0 below it
   double low_wide = 0, high_wide = 0;  // which are these for float64
 };
 

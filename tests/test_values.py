@@ -328,6 +328,21 @@ def test_a_zero_at_a_bound_has_the_bounds_sign(dtype, parameters):
         assert not values[values == 0].signbit().any()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "least"),
+    [(torch.float16, 2**-24), (torch.bfloat16, 2**-133), (torch.float8_e4m3fn, 2**-9), (torch.float8_e5m2, 2**-16)],
+    ids=str,
+)
+def test_what_rounds_to_zero_at_a_bound_has_the_bounds_sign(dtype, least):
+    """Down to half the least value that is not zero, which is rounded to even."""
+    for shape in (4099,), (65, 63):
+        values = xinit.trunc_normal_(torch.empty(shape, dtype=dtype), 0.0, least, -3 * least, 0.0, key=KEY).float()
+        assert 0.2 < (values == 0).float().mean() < 0.6
+        assert not values[values == 0].signbit().any()
+        assert (values <= 0).all()
+        assert (values < 0).any()
+
+
 @dtypes
 def test_a_constant_keeps_the_sign_of_zero(dtype):
     for value in (-0.0, 0.0):

@@ -335,7 +335,11 @@ class FillLoop {
   // A vector of values to memory.
   static XINIT_HD void store(F x, const Drawn& d, T* out) {
     // The bounds are values of the dtype, so clamping before rounding to it is clamping after.
-    if constexpr (kClamped<kind> && dtype != Dtype::kDouble) x = L::min(L::max(x, L::splat(d.low)), L::splat(d.high));
+    if constexpr (kClamped<kind> && dtype != Dtype::kDouble) x = L::max(x, L::splat(d.low));
+    if constexpr (kTopped<kind> && dtype != Dtype::kDouble && dtype != Dtype::kFloat)
+      x = L::select(x < L::splat(d.top), x, L::splat(d.high));
+    else if constexpr (kClamped<kind> && dtype != Dtype::kDouble)
+      x = L::min(x, L::splat(d.high));
     if constexpr (dtype == kFloat8)
       L::store(d.format, out, x);
     else

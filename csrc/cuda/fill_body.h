@@ -67,7 +67,7 @@ XINIT_HD float clamp(float x, const Distribution& d) {
   if constexpr (kClamped<kind>) {
     // A GPU's minimum and maximum order -0 below +0. A bound that is zero is +0: right for one of them alone.
     x = ScalarLanes::max(x, d.low);
-    x = x < d.high ? x : d.high;
+    x = x < (kTopped<kind> ? d.top : d.high) ? x : d.high;
   }
   return x;
 }
