@@ -15,7 +15,12 @@ from importlib import metadata
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.bdist_wheel import bdist_wheel
+
+HINT = "first pip install 'torch>=2.11' 'setuptools>=77' ninja, then pip install --no-build-isolation ."
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit(f"xinit builds with setuptools 77 or later, which an unisolated build does not get for itself: {HINT}")
 
 # A source distribution fits every torch, so it is made without one; metadata need no compiler, so torch's is not loaded.
 FOR_ANY_TORCH = not {"sdist", "egg_info"}.isdisjoint(sys.argv)
@@ -28,10 +33,7 @@ try:
 except ImportError:
     TORCH = None
     if not FOR_ANY_TORCH:
-        sys.exit(
-            "xinit builds against the torch it will run with: first pip install 'torch>=2.11' 'setuptools>=77' ninja, "
-            "then pip install --no-build-isolation ."
-        )
+        sys.exit(f"xinit builds against the torch it will run with: {HINT}")
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
