@@ -167,6 +167,31 @@ def test_other_modules():
     assert len(xinit.fingerprint(model)) == 32
 
 
+PARTS = {
+    "unbind": lambda weight: weight.unbind(),
+    "chunk": lambda weight: [chunk.squeeze(0) for chunk in weight.chunk(3)],
+    "iter": list,
+    "index": lambda weight: [weight[i] for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "fill",
+    [
+        *(xinit.uniform_, xinit.trunc_normal_, xinit.kaiming_uniform_, xinit.xavier_normal_, xinit.variance_scaling_),
+        *(xinit.ones_, xinit.eye_, xinit.orthogonal_, lambda w: xinit.sparse_(w, 0.5)),
+    ],
+)
+def test_parts_of_a_parameter_are_filled_one_after_the_other(part, fill):
+    # torch.nn.init does; autograd says nothing of one part, not even whether it is a leaf, once another one is written to.
+    weight = nn.Parameter(torch.full((3, 4, 4), 7.0))
+    for matrix in PARTS[part](weight):
+        fill(matrix)
+    assert weight.is_leaf
+    assert (weight != 7).all()
+
+
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "doubled"])
 def test_a_fill_that_would_be_lost_is_an_error(kind):
     layer = built(kind)[0]

@@ -45,7 +45,7 @@ def fill(
         and left_alone(op.__name__.partition(".")[0], function, tensor)
     ):
         return tensor
-    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
+    if kind is not Parameter and tensor.requires_grad and not torch.compiler.is_compiling():
         check_kept(op.__name__.partition(".")[0], tensor)
     try:
         values = tensor if plain else held(tensor, f"{op.__name__}: tensor")
@@ -67,7 +67,7 @@ def fill(
 
 def check_kept(op: str, tensor: Tensor) -> None:
     """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
-    if tensor._is_view():
+    if tensor._is_view():  # first: of a chunk, torch refuses to say more once another one has been written to
         return
     nodes = [tensor.grad_fn]
     for node in nodes:  # which grows

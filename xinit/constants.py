@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import init
+from torch.nn import Parameter, init
 
 from xinit.calls import check_kept
 from xinit.guards import left_alone
@@ -56,7 +56,7 @@ def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part
 def check_tensor(op: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
-    if tensor.requires_grad and not tensor.is_leaf and not torch.compiler.is_compiling():
+    if type(tensor) is not Parameter and tensor.requires_grad and not torch.compiler.is_compiling():
         check_kept(op, tensor)
 
 
