@@ -39,6 +39,34 @@ def below_vmap() -> AbstractContextManager[Any]:
     return guard
 
 
+def without_modes() -> AbstractContextManager[Any]:
+    """Within it no mode sees the operators, which are xinit's own business. Without it: ``materialize_``, built-in recipes,
+    factories of distributions, and draws of a ``DTensor`` without a key."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    context: AbstractContextManager[Any] = _disable_current_modes()
+    return context
+
+
+def of_class(kind: Any, tensor: Tensor, requires_grad: bool) -> Tensor:
+    """The tensor as one of another class, which its constructor might refuse. Without it: ``deferred`` and ``materialize_``."""
+    made: Tensor = Tensor._make_subclass(kind, tensor, requires_grad)
+    return made
+
+
+def is_fake(tensor: object) -> bool:
+    """Whether it is a ``FakeTensor``. Without it: ``deferred`` within ``FakeTensorMode``, which it refuses."""
+    from torch._subclasses import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def local_tensor(tensor: Any) -> Tensor:
+    """A ``DTensor``'s local tensor: ``to_local()`` gives a view, and is differentiated. Without it: all that is sharded."""
+    local: Tensor = tensor._local_tensor
+    return local
+
+
 def simulated_ranks(local: Any, coordinate: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
     """Each simulated rank's part of a ``LocalTensor``, and its coordinate in the mesh.
 

@@ -12,9 +12,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary
-from torch.utils._python_dispatch import _disable_current_modes
 
-from xinit._torch import not_compiled
+from xinit._torch import not_compiled, without_modes
 from xinit.guards import FLAG, ORIGINALS, left_alone
 from xinit.keys import Key
 from xinit.ranks import first_key
@@ -134,7 +133,7 @@ def one_key(op: str, tensor: Any, generator: Generator | None) -> Iterator[Key]:
     source = default_generator(tensor.device) if generator is None else generator
     if not isinstance(source, Generator):
         raise TypeError(f"{op}: generator must be a torch.Generator, but found {type(source).__name__}")
-    with _disable_current_modes():  # LocalTensorMode's among them, in which nothing has one value
+    with without_modes():  # LocalTensorMode's among them, in which nothing has one value
         state = source.get_state()
         try:
             yield first_key(tensor.device_mesh, Key.drawn(source))

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from xinit._torch import is_fake
 from xinit.accelerate import plain, truncated_normal_in_one_operator
 from xinit.late import watch
 from xinit.plans import Plan, Row, describe
@@ -137,7 +137,7 @@ class Modules:
     def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
         self.members[module] = None
-        if isinstance(parameter, FakeTensor):
+        if is_fake(parameter):
             raise RuntimeError(
                 f"deferred: {self.name_of(module, name)} is a FakeTensor: leave out FakeTensorMode, no memory is taken without it"
             )

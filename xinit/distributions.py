@@ -11,10 +11,9 @@ from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from xinit import _C
-from xinit._torch import constant_when_compiled, not_compiled
+from xinit._torch import constant_when_compiled, not_compiled, without_modes
 from xinit.calls import Axes, axes_of
 from xinit.init import FanMode, Nonlinearity, ScalingDistribution, ScalingMode, calculate_gain
 from xinit.keys import Key
@@ -182,7 +181,7 @@ def _check(op: str, *arguments: Any) -> None:
     """What the operator would refuse for every tensor, refused now: of float64, which holds what the others do."""
     if torch.compiler.is_compiling():
         return
-    with _disable_current_modes(), torch._C.DisableTorchFunction():
+    with without_modes(), torch._C.DisableTorchFunction():
         getattr(_ops, op + "_")(torch.empty(1, 1, dtype=torch.float64, device="meta"), *arguments)
 
 

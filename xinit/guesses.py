@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from xinit._torch import without_modes
 from xinit.accelerate import plain
 from xinit.distributions import Distribution, What, constant
 from xinit.own_init import Own, OwnInit
@@ -197,7 +197,7 @@ def _normalises(module: nn.Module, leaf: str, value: float) -> bool:
         for name, p in module._parameters.items()
     }
     width = len(module._parameters[leaf])  # type: ignore[arg-type]
-    with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
+    with without_modes(), torch.no_grad(), torch.device("cpu"):
         for shape in ((4, width), (4, width, 3, 3)):
             # Neither of mean 0 nor of unit variance, along any axis; the same in every run.
             x = 3 * torch.sin(torch.arange(1.0, math.prod(shape) + 1) * 2.7).reshape(shape) + 0.2

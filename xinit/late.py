@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
+from xinit._torch import of_class
 from xinit.accelerate import plain, truncated_normal_in_one_operator
 from xinit.record import store_of
 from xinit.recorder import INDEXES, Recorder, as_tensors, is_recording
@@ -69,7 +70,7 @@ class Late:
 
     def __repr__(self: Any) -> str:
         with torch._C.DisableTorchFunctionSubclass():
-            text = repr(Tensor._make_subclass(Tensor, self, self.requires_grad))
+            text = repr(of_class(Tensor, self, self.requires_grad))
         return f"Parameter containing:\n{text}" if isinstance(self, nn.Parameter) else text
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
@@ -77,7 +78,7 @@ class Late:
             return memo[id(self)]
         twin: Any = self.data.clone(memory_format=torch.preserve_format)
         with torch._C.DisableTorchFunctionSubclass():
-            twin = memo[id(self)] = Tensor._make_subclass(type(self), twin, self.requires_grad)
+            twin = memo[id(self)] = of_class(type(self), twin, self.requires_grad)
             if not isinstance(self, nn.Parameter):
                 twin.__dict__ = copy.deepcopy(self.__dict__, memo)
             elif twin._xinit_class is Tensor:

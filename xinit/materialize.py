@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _disable_current_modes
 
+from xinit._torch import local_tensor, of_class, without_modes
 from xinit.accelerate import plain
 from xinit.keys import Key
 from xinit.late import Late, own_class, release
@@ -200,7 +200,7 @@ def materialize_(
         True
     """
     # Within a deferred() too, this is for real.
-    with _disable_current_modes(), torch._C.DisableTorchFunction(), _without_collector(), ordinary_tensors():
+    with without_modes(), torch._C.DisableTorchFunction(), _without_collector(), ordinary_tensors():
         unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
         warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
@@ -267,9 +267,9 @@ def _materialize_(
     for target, value in zip(targets, values, strict=True):
         tensor: Any = target.tensor
         if is_sharded(tensor):
-            tensor._local_tensor = value._local_tensor  # type: ignore[attr-defined]
+            tensor._local_tensor = local_tensor(value)
         elif isinstance(tensor, nn.Parameter):
-            value = Tensor._make_subclass(own_class(tensor), value, tensor.requires_grad)
+            value = of_class(own_class(tensor), value, tensor.requires_grad)
         release(tensor)
         torch._C._swap_tensor_impl(tensor, value)
         rewrap(target.wrapper, target.tensor)

@@ -201,6 +201,23 @@ def _empty_by_shape(site: Site) -> bool:
     )
 
 
+def _write(steps: list[Step], key: Key, progress: bool) -> None:
+    """Fill the parameters, and those that others are computed from."""
+    values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
+    direct = [step for step in steps if not step.site.computed]
+    fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")
+    with torch.no_grad():
+        for parameter, value in values:
+            parameter.copy_(value)
+    for step in steps:
+        if step.site.computed:
+            step.site.computed.settle(key.fold_in(step.site.name))
+    for step in direct:
+        parameter, what = step.site.parameter, step.what
+        if isinstance(what, Distribution) and what.name == "constant" and not parameter.is_inference():
+            parameter.__dict__["_xinit_set"] = parameter._version  # see xinit.guesses
+
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -219,7 +236,10 @@ def init_(
 
     A parameter's values are a pure function of key, name and shape, and of what the recipe says: other parameters, their
     order, the device and wrappers such as DataParallel or torch.compile do not matter. A tied parameter is drawn once, under
-    its first name. Buffers stay as they are. Everything is checked before anything changes.
+    its first name. Everything is checked before anything changes.
+
+    Running statistics are reset with their module's parameters, and buffers of which ``to_empty`` has left the memory raw are
+    made as their modules make them; others stay as they are.
 
     Of a model that ``fully_shard`` or ``parallelize_module`` has sharded, each rank fills what it holds, with the bits of the
     whole, without communication.
@@ -291,22 +311,7 @@ def init_(
     left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
     untied = _untied(model)
     buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
-    values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
-    direct = [step for step in steps if not step.site.computed]
-    fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")
-    with torch.no_grad():
-        for parameter, value in values:
-            parameter.copy_(value)
-    for step in steps:
-        if step.site.computed:
-            step.site.computed.settle(key.fold_in(step.site.name))
-    for step in direct:
-        if (
-            isinstance(step.what, Distribution)
-            and step.what.name == "constant"
-            and not step.site.parameter.is_inference()
-        ):
-            step.site.parameter.__dict__["_xinit_set"] = step.site.parameter._version  # see xinit.guesses
+    _write(steps, key, progress)
     if untied:
         warnings.warn(
             f"init_: {some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()",

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from xinit._torch import without_modes
 from xinit.accelerate import plain
 from xinit.deferred import deferred, is_deferring
 from xinit.distributions import Distribution, constant
+from xinit.guards import FLAG
 from xinit.keys import Key
 from xinit.materialize import materialize_
 from xinit.plans import describe
@@ -165,7 +166,7 @@ def _apart() -> Iterator[None]:
     """For code that is run to see what it would do: no warnings, no mode, no generator sees anything of it."""
     numpy: Any = sys.modules.get("numpy")
     with ExitStack() as stack:
-        stack.enter_context(_disable_current_modes())
+        stack.enter_context(without_modes())
         states = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
         try:
             if torch.get_default_device().type != "cpu":
@@ -256,7 +257,7 @@ class _Twins:
         twin = self._modules[id(module)] = object.__new__(type(module))
         held = module.__dict__
         twin.__dict__.update(held)
-        twin.__dict__.pop("_is_hf_initialized", None)
+        twin.__dict__.pop(FLAG, None)
         twin.__dict__.update(
             _parameters=dict.fromkeys(module._parameters),
             _buffers={name: self.tensor(buffer) for name, buffer in module._buffers.items()},

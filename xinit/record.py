@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
+from xinit._torch import of_class
 from xinit.accelerate import torchs_complex_normal
 from xinit.distributions import (
     DTYPES,
@@ -320,7 +321,7 @@ def without_memory(tensor: Tensor, store: Store) -> None:
     meta = on_meta(tensor, store)
     with torch._C._DisableTorchDispatch():
         if isinstance(tensor, nn.Parameter):
-            meta = Tensor._make_subclass(type(tensor), meta, tensor.requires_grad)
+            meta = of_class(type(tensor), meta, tensor.requires_grad)
         torch._C._swap_tensor_impl(tensor, meta)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xinit._torch import not_compiled, simulated_ranks
+from xinit._torch import local_tensor, not_compiled, simulated_ranks
 from xinit.subclasses import held
 from xinit.window import Window
 
@@ -198,7 +198,7 @@ def shards(tensor: Any, name: str) -> list[tuple[Tensor, Sequence[Box]]]:
 
     A rank outside the mesh holds nothing, as for torch, so that all ranks can make the same calls.
     """
-    mesh, local = tensor.device_mesh, tensor._local_tensor
+    mesh, local = tensor.device_mesh, local_tensor(tensor)
     if simulated(mesh):
         ranks = simulated_ranks(local, mesh.get_coordinate())
         return [(part, _boxes_of(tensor, part, coordinate, name)) for part, coordinate in ranks]
@@ -255,7 +255,7 @@ def check_view(tensor: Any, name: str) -> None:
 
 
 def _storage(tensor: Any) -> int:
-    local = tensor._local_tensor
+    local: Any = local_tensor(tensor)
     identity: int = getattr(local, "elem", local).untyped_storage()._cdata  # a tensor still on its way has it in elem
     return identity
 
@@ -267,7 +267,7 @@ def _world_size() -> float:
 
 def with_memory(tensor: Any, device: torch.device) -> Tensor:
     """A sharded tensor like this one, which may be on the meta device, whose local tensor has memory on that device."""
-    local = torch.empty_like(tensor._local_tensor, device=device)
+    local = torch.empty_like(local_tensor(tensor), device=device)
     like: Tensor = type(tensor)(
         local, tensor._spec, requires_grad=tensor.requires_grad
     )  # from_local takes five times as long

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xinit.computed import Computed, computed_of
+from xinit.guards import loaded
 from xinit.record import version_of
 from xinit.writes import canonical_name
 
@@ -58,17 +59,12 @@ def unwritten(name: str, parameter: Tensor, module: nn.Module) -> bool:
 
 
 def _not_loaded(name: str, parameter: Tensor, module: nn.Module) -> bool:
-    return not _loaded(parameter)
-
-
-def _loaded(tensor: Tensor) -> bool:
-    """Whether transformers has loaded it."""
-    return bool(getattr(tensor, "_is_hf_initialized", False))
+    return not loaded(parameter)
 
 
 def never_written(tensor: Tensor) -> bool:
     """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
-    return not (tensor.is_inference() or tensor._version or _loaded(tensor))
+    return not (tensor.is_inference() or tensor._version or loaded(tensor))
 
 
 def known_unwritten(tensor: Tensor) -> bool:
@@ -175,11 +171,12 @@ def _matched(sites: list[Site], patterns: Patterns, option: str, op: str, buffer
     found: set[int] = set()
     for pattern in patterns_of(patterns):
         matches = predicate(pattern, op)
-        if pattern is unwritten and any(_loaded(site.parameter) for site in sites):
+        if pattern is unwritten and any(loaded(site.parameter) for site in sites):
             matches = _not_loaded
         here = [i for i, s in enumerate(sites) if any(matches(name, s.parameter, s.module) for name in s.names)]
         if not here and not any(map(skips(pattern, op), buffers)):
-            raise ValueError(f"{op}: {option}={pattern!r} matches none of the model's {len(sites)} parameters")
+            said = getattr(pattern, "__qualname__", repr(pattern))  # a function's repr ends in an address
+            raise ValueError(f"{op}: {option}={said} matches none of the model's {len(sites)} parameters")
         found.update(here)
     return [sites[i] for i in sorted(found)]
 
