@@ -1,10 +1,18 @@
 """xinit: weight initialisation in which every weight is a pure function of (seed, name, index).
 
-``import xinit as init`` replaces ``from torch.nn import init``: the functions that draw are xinit's own, see
-:mod:`xinit.init`; the others are torch's.
+``import xinit as init`` replaces ``from torch.nn import init``. What there is:
+
+functions on tensors      kaiming_normal_(w, key=Key(0).fold_in("w")) and its like: see help(xinit.init)
+many tensors at once      fill_many_(tensors, [kaiming_normal(), zeros()], keys): names without _ are distributions
+a model, by a recipe      init_(model, "llama", Key(0)), plan, fingerprint: see help(xinit.recipes)
+a model, by its own code  accelerate(): at once; deferred(), materialize_, audit: later, and where it belongs
+a part of a tensor        key= with window=Window(global_shape, offsets)
+sharded models            DTensors everywhere; without them see help(xinit.parallel)
+this build                build_info(); from the shell, xinit --help
 """
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 from xinit import _load, command_line
@@ -13,12 +21,9 @@ if command_line.is_running():
     command_line.parse(sys.argv[1:])  # help and typos need not wait for torch
 _load.load()  # before all that needs xinit._C
 
-from torch.nn.init import (
-    _calculate_correct_fan as _calculate_correct_fan,
-)
-from torch.nn.init import (
-    _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
-)
+with suppress(ImportError):  # they are not public, but called, and may go
+    from torch.nn.init import _calculate_correct_fan as _calculate_correct_fan
+    from torch.nn.init import _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out
 
 from xinit import _C, parallel, recipes
 from xinit import vmap as _vmap  # noqa: F401
