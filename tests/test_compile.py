@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from conftest import KEY, same
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import xinit
 from xinit import Key, Window
@@ -90,6 +91,38 @@ def test_recomputation_draws_the_same(backend):
     found, after = gradient(draws, lambda f: torch.compile(f, fullgraph=True, backend=backend))
     torch.testing.assert_close(found, expected)  # Inductor has a sine and a cosine of its own
     assert same(after, state)
+
+
+def is_random(op):
+    return torch.Tag.nondeterministic_seeded in op.tags
+
+
+def is_fill(op):
+    return "xinit" in str(op)
+
+
+@pytest.mark.parametrize("saved", [is_random, is_fill])
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_what_is_saved_of_a_checkpointed_region_is_not_lost(backend, saved):
+    """A policy that saves random operators left a fill out of the recomputation: its memory held what it had held before."""
+
+    def policy(context, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if saved(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def step(x):
+        bias = torch.empty(4)
+        xinit.fill_many_([bias], [xinit.normal()], [Key(1)])
+        return draws(x * torch.rand_like(x)) + (x * bias).cos() if saved is is_random else draws(x) + (x * bias).cos()
+
+    def gradient(compile, **options):
+        torch.manual_seed(0)
+        x = torch.arange(16.0).view(4, 4).requires_grad_()
+        compile(lambda x: checkpoint(step, x, use_reentrant=False, **options).sum())(x).backward()
+        return x.grad
+
+    compile = partial(torch.compile, fullgraph=True, backend=backend) if backend else lambda f: f
+    found = gradient(compile, context_fn=partial(create_selective_checkpoint_contexts, policy))
+    torch.testing.assert_close(found, gradient(lambda f: f))
 
 
 def graphs(step, *inputs):

@@ -26,6 +26,7 @@ with suppress(ImportError):  # they are not public, but called, and may go
     from torch.nn.init import _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out
 
 from xinit import _C, parallel, recipes
+from xinit import selective as _selective  # noqa: F401
 from xinit import vmap as _vmap  # noqa: F401
 from xinit.accelerate import accelerate
 from xinit.constants import constant_, dirac_, eye_, ones_, zeros_

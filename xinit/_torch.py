@@ -67,6 +67,17 @@ def local_tensor(tensor: Any) -> Tensor:
     return local
 
 
+def checkpoint_modes() -> list[Any]:
+    """The modes of selective activation checkpointing, in forward and in recomputation.
+
+    Without them: fills in place that a policy of ``create_selective_checkpoint_contexts`` saves, of which nothing is then kept.
+    """
+    from torch.utils import checkpoint
+
+    names = "_CachingTorchDispatchMode", "_CachedTorchDispatchMode"
+    return [mode for name in names if (mode := getattr(checkpoint, name, None))]
+
+
 def simulated_ranks(local: Any, coordinate: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
     """Each simulated rank's part of a ``LocalTensor``, and its coordinate in the mesh.
 
