@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xinit import _C
-from xinit._torch import constant_when_compiled, not_compiled, without_modes
+from xinit._torch import below_vmap, constant_when_compiled, not_compiled, without_modes
 from xinit.calls import Axes, axes_of
 from xinit.init import FanMode, Nonlinearity, ScalingDistribution, ScalingMode, calculate_gain
 from xinit.keys import Key
@@ -181,7 +181,7 @@ def _check(op: str, *arguments: Any) -> None:
     """What the operator would refuse for every tensor, refused now: of float64, which holds what the others do."""
     if torch.compiler.is_compiling():
         return
-    with without_modes(), torch._C.DisableTorchFunction():
+    with without_modes(), torch._C.DisableTorchFunction(), below_vmap():
         getattr(_ops, op + "_")(torch.empty(1, 1, dtype=torch.float64, device="meta"), *arguments)
 
 
