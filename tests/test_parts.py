@@ -32,10 +32,30 @@ def test_what_a_state_lacks_is_drawn_and_the_rest_keeps_its_bits():
     xinit.init_(model, "torch", KEY, only=xinit.unwritten)
     for name, tensor in model.state_dict().items():
         assert same(tensor, saved.get(name, whole.state_dict()[name])), name
-    with pytest.raises(ValueError, match=r"only=.*matches none of the model's 5 parameters"):
-        xinit.init_(model, "torch", KEY, only=xinit.unwritten)
-    with pytest.raises(ValueError, match="matches none"):
-        xinit.plan(net(), "torch", only=xinit.unwritten)
+    before = [tensor.clone() for tensor in model.parameters()]
+    xinit.init_(model, "torch", KEY, only=xinit.unwritten)  # nothing is, and that is well
+    assert all(map(same, model.parameters(), before))
+    assert xinit.plan(net(), "torch", only=xinit.unwritten).rows == ()
+
+
+def test_a_state_that_lacks_buffers_alone():
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.register_buffer("freqs", torch.arange(3.0), persistent=False)
+
+        def reset_buffers(self):
+            self.freqs = torch.arange(3.0)
+
+    state = Rotary().state_dict()
+    with torch.device("meta"):
+        model = Rotary()
+    model.to_empty(device="cpu").load_state_dict(state)
+    model.freqs.data.view(torch.uint8).fill_(77)
+    xinit.init_(model, "torch", KEY, only=xinit.unwritten)
+    assert torch.equal(model.freqs, torch.arange(3.0))
+    assert same(model.linear.weight.detach(), state["linear.weight"])
 
 
 def test_buffers_that_a_state_lacks_are_made_or_named():

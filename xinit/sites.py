@@ -174,7 +174,8 @@ def _matched(sites: list[Site], patterns: Patterns, option: str, op: str, buffer
         if pattern is unwritten and any(loaded(site.parameter) for site in sites):
             matches = _not_loaded
         here = [i for i, s in enumerate(sites) if any(matches(name, s.parameter, s.module) for name in s.names)]
-        if not here and not any(map(skips(pattern, op), buffers)):
+        # That nothing is unwritten is as good an answer as any; of parameters, for there may be buffers.
+        if not here and pattern is not unwritten and not any(map(skips(pattern, op), buffers)):
             said = getattr(pattern, "__qualname__", repr(pattern))  # a function's repr ends in an address
             raise ValueError(f"{op}: {option}={said} matches none of the model's {len(sites)} parameters")
         found.update(here)
