@@ -195,8 +195,8 @@ def test_models(dtype):
 def test_a_recipe_that_is_not_for_complex_numbers_is_a_problem_of_that_parameter():
     model = Spectral()
     before = model.linear.weight.clone()
-    with pytest.raises(ValueError, match=r"modes \(6, 5\): it is complex, and takes normal"):
-        xinit.init_(model, {"*": xinit.trunc_normal()}, Key(0))
+    with pytest.raises(ValueError, match=r"modes \(6, 5\): it is complex, and takes normal.*std=0\.88\)}, of the same"):
+        xinit.init_(model, {"*": xinit.trunc_normal(a=-2, b=2)}, Key(0))
     assert torch.equal(model.linear.weight, before)
     assert [row.name for row in xinit.plan(model, {"*": xinit.uniform()}).problems] == ["modes", "shift"]
 

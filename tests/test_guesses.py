@@ -214,6 +214,17 @@ def test_a_bare_parameter_is_decided_only_if_it_has_a_familiar_name():
         xinit.init_(model, [{"A_log": xinit.uniform(0, 1), "layer_scale": xinit.constant(1e-6)}, "llama"], KEY)
 
 
+def test_what_no_pattern_matches_is_said_with_the_way_out():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(4))
+
+    model = nn.Sequential(nn.Linear(4, 4), Scaled())
+    words = "no pattern matches it; it belongs to a Scaled, which llama does not know: put {'*.gamma': ...} before llama, or"
+    assert problems(model, "llama") == {"1.gamma": words + " skip= it"}
+
+
 def test_what_was_set_to_a_constant_is_not_drawn_over():
     model = nn.ModuleDict({"in": nn.Linear(8, 8), "lm_head": nn.Linear(8, 8)})
     nn.init.zeros_(model["lm_head"].weight)

@@ -69,8 +69,10 @@ class Judge:
 
     def hint(self, site: Site, recipe: str) -> str:
         """What is known of a parameter that the recipe has no pattern for."""
-        own = self.own.of(site.parameter)[0]
-        return "" if own is None else f"; its own init {own}: {_way_out(site, own, recipe)}"
+        own = self.own.of(site.parameter)[0] or self.own.by_constructor(site.parameter)
+        if own is None:
+            return f", which {recipe} does not know: {_own_pattern(site, recipe)}"
+        return f"; its own init {own}: {_way_out(site, own, recipe)}"
 
     def _unfamiliar(self, site: Site, what: Distribution, recipe: str) -> str:
         leaf = site.name.rpartition(".")[2]
@@ -92,10 +94,7 @@ class Judge:
         known = _BIAS if value is not None and site.parameter.dim() < 2 else _MATRIX
         if known.fullmatch(leaf) or (value is not None and _MATRIX.fullmatch(leaf)):
             return ""
-        return (
-            f"{recipe} does not know {leaf} of a {kind.__name__}, which is no module of torch.nn: put "
-            f"{{{glob(site.name)!r}: ...}} before {recipe}, or skip= it"
-        )
+        return f"{recipe} does not know {leaf} of a {kind.__name__}, which is no module of torch.nn: {_own_pattern(site, recipe)}"
 
 
 def agrees(own: Own, what: Distribution) -> bool:
@@ -124,6 +123,10 @@ def glob(name: str) -> str:
 
 def _words(what: Distribution) -> str:
     return describe(what) + (f" of std {what.std:.3g}" if what.name != "constant" and not what.fan else "")
+
+
+def _own_pattern(site: Site, recipe: str) -> str:
+    return f"put {{{glob(site.name)!r}: ...}} before {recipe}, or skip= it"
 
 
 def _skip(site: Site) -> str:

@@ -19,7 +19,7 @@ from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.generators import governed
 from xinit.guards import loaded as is_loaded
 from xinit.guards import quiet, switched_off
-from xinit.guesses import Judge
+from xinit.guesses import Judge, glob
 from xinit.keys import Key
 from xinit.plans import Plan, Row, describe
 from xinit.ranks import Ranks, reshard
@@ -73,8 +73,8 @@ class Rulebook:
 
     def misspelt(self, sites: Sequence[Site]) -> list[str]:
         """The globs that are none of any parameter's; but any model may do without "*.bias" and "*.weight"."""
-        left = [glob for glob in self.unused.values() if glob.lstrip("*.") not in ("bias", "weight")]
-        tried = [(glob, predicate(glob, self.op)) for glob in left]
+        left = [name for name in self.unused.values() if name.lstrip("*.") not in ("bias", "weight")]
+        tried = [(name, predicate(name, self.op)) for name in left]
         return [g for g, match in tried if not any(match(n, s.parameter, s.module) for s in sites for n in s.names)]
 
     def what(self, site: Site) -> tuple[What | None, str]:
@@ -114,7 +114,10 @@ def _writes(site: Site, what: What, key: Key) -> list[Write]:
     writes = writes_of(site.name, shape, what, key)
     for write in writes:
         if site.parameter.is_complex() and not write.distribution.fits(site.parameter.dtype):
-            raise ValueError(f"it is complex, and takes normal distributions and constants, not {write.distribution}")
+            raise ValueError(
+                f"it is complex, and takes normal distributions and constants, not {write.distribution}: put "
+                f"{{{glob(site.name)!r}: xinit.normal(std={write.distribution.std:.3g})}}, of the same variance, first"
+            )
     if isinstance(what, Rows):
         if site.computed is not None:
             raise ValueError("rows of a computed weight cannot be drawn without the others")
