@@ -50,6 +50,7 @@ def test_the_command_knows_transformers_configurations(monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, "transformers:GemmaConfig", "num_hidden_layers=3", "--recipe", "llama")
     assert code == 1
     assert out.count("CANNOT: llama would give ones, its own init zeros: put {'model.layers.*.") == 2
+    assert all(len(line) < 150 for line in out.splitlines() if "CANNOT" not in line)
 
 
 @pytest.mark.parametrize(

@@ -863,7 +863,7 @@ def test_never_written():
         model = Holder(lambda: {"w": nn.Parameter(torch.empty(3, 4)), "b": nn.Parameter(torch.zeros(3))})
     assert [row.method for row in plan.rows] == ["never written", "zeros"]
     assert dict(xinit.audit(model))["w"] == "deferred, but never written by the constructor"
-    with pytest.warns(UserWarning, match="materialize_: w "):
+    with pytest.warns(UserWarning, match="materialize_: tensor w never"):
         xinit.materialize_(model, key=KEY)
     assert xinit.audit(model) == [("w", "never written")]
     assert str(xinit.audit(model)) == "w  never written"

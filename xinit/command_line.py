@@ -11,6 +11,7 @@ from xinit._load import built
 
 DEMO = "build a GPT-2 and a ResNet deferred; print what comes out beside theory, and the time of the plain constructors"
 PLAN = "print what a recipe would do to each parameter of a model, which is built without memory"
+INFO = "print the version, and what it was built with"
 STATUS = "exit status: 0 if all is well, 1 if problems were found, 2 if the command could not be carried out"
 EXAMPLES = """examples:
   xinit plan transformers:LlamaConfig hidden_size=256 num_hidden_layers=4
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="xinit", description="Weight initialisation for PyTorch.", epilog=STATUS)
     top.add_argument("--version", action=Version)
     commands = top.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("info", help="print the version, and what it was built with")
+    commands.add_parser("info", help=INFO, description=INFO, epilog=STATUS)
 
     demo = commands.add_parser("demo", help=DEMO, description=DEMO, epilog=STATUS)
     demo.add_argument("--seed", type=int, default=0, help="of the key from which every weight's own is derived")

@@ -18,7 +18,7 @@ from xinit.accelerate import plain
 from xinit.keys import Key
 from xinit.late import Late, own_class, release
 from xinit.ranks import Ranks, offloaded
-from xinit.record import Node, Ref, is_raw, now, ordinary_tensors, purge, store_of, version_of
+from xinit.record import Node, Ref, Store, is_raw, now, ordinary_tensors, purge, store_of, version_of
 from xinit.replay import needed, replay
 from xinit.sharding import cut, is_sharded, outside, with_memory
 from xinit.simplify import Record, box, origin, record_of, record_of_view
@@ -203,7 +203,9 @@ def materialize_(
     with without_modes(), torch._C.DisableTorchFunction(), _without_collector(), ordinary_tensors():
         unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
-        warnings.warn(f"materialize_: {', '.join(unwritten)} never written by the model's constructor", stacklevel=2)
+        warnings.warn(
+            f"materialize_: {some(unwritten, 'tensor')} never written by the model's constructor", stacklevel=2
+        )
     return model
 
 
@@ -220,14 +222,8 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _materialize_(
-    model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool, check: bool
-) -> list[str]:
-    """Returns the names of what was never written."""
-    targets, real, unknown = _targets(model, "materialize_")
-    if key is not None and not isinstance(key, Key):
-        raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
-    where = torch.empty(0, device=device or "cpu").device  # with its index
+def _check(model: nn.Module, targets: list[_Target], real: list[Tensor], unknown: dict[str, str]) -> None:
+    """Raise if not all can be drawn, or there is nothing to draw."""
     if unknown:
         _refuse(unknown, model)
     if not targets and (lazy := [canonical_name(name) for name, p in model.named_parameters() if is_lazy(p)]):
@@ -246,6 +242,17 @@ def _materialize_(
             f"materialize_: {some(late)} written to after the xinit.deferred() context, so that it is not known how: do that "
             f"within another such context, before the model is sharded"
         )
+
+
+def _materialize_(
+    model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool, check: bool
+) -> list[str]:
+    """Returns the names of what was never written."""
+    targets, real, unknown = _targets(model, "materialize_")
+    if key is not None and not isinstance(key, Key):
+        raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
+    where = torch.empty(0, device=device or "cpu").device  # with its index
+    _check(model, targets, real, unknown)
     if key is None:
         drawn = Key.drawn(torch.default_generator)
         key = Ranks(model.parameters(), "materialize_").first_key(drawn)
@@ -297,47 +304,11 @@ def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: 
 
     Those of the sharded ones among them whose ids are in `on_cpu` go there.
     """
-    replayed: set[_Target] = set()
-    nodes: dict[Node, None] = {}
-    keys: dict[Node, tuple[Key, Ref | None]] = {}
-    owned = Counter(target.store for target in targets)
-    # Two parameters that are views of one storage take their values in the order of time.
-    simple = {target for target in targets if target.record.parts is not None and owned[target.store] == 1}
-    while True:
-        # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
-        read = {ref.store for node in nodes for ref in node.refs}
-        shared = owned.keys() | read
-        rest = [
-            target
-            for target in targets
-            if target not in replayed
-            and (target not in simple or target.store in read or not shared.isdisjoint(target.record.sources))
-        ]
-        if not rest:
-            break
-        replayed.update(rest)
-        for target in rest:
-            nodes |= dict.fromkeys(needed(target.store, target.record.time))
-    again = [target for target in targets if target in replayed]
-
-    # Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them.
-    own: dict[Node, tuple[_Target, Ref]] = {}
-    for copied in True, False:
-        for t in reversed(again):
-            whole, time = origin(t.whole, t.record.time) if copied else (t.whole, t.record.time)
-            if whole.store is t.store or whole.store not in owned:
-                own |= {n: (t, whole) for n in whole.store.until(time) if n.fill and box(n.fill[0], whole)}
-    known: set[Node] = set()
-    for target in again:
-        count = 0
-        for node in needed(target.store, target.record.time, known):
-            known.add(node)
-            if node in own:
-                keys[node] = key.fold_in(own[node][0].name), own[node][1]
-            elif node.random:
-                keys[node] = key.fold_in(target.name).fold_in(count), None
-                count += 1
-    storages = replay(nodes, keys, {target.store for target in again}, device)
+    again, nodes = _again(targets)
+    replayed = set(again)
+    storages = replay(
+        nodes, _keys_of(again, {target.store for target in targets}, key), {t.store for t in again}, device
+    )
 
     values: list[Tensor] = []
     jobs: list[tuple[str, Tensor, list[Write]]] = []
@@ -356,6 +327,53 @@ def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: 
             jobs.append((target.name, value, target.writes(key)))
     fill_writes_(jobs, progress, "materialize_")
     return values
+
+
+def _again(targets: list[_Target]) -> tuple[list[_Target], dict[Node, None]]:
+    """The targets of which what was recorded is to be done again, and all that takes, for them."""
+    replayed: set[_Target] = set()
+    nodes: dict[Node, None] = {}
+    owned = Counter(target.store for target in targets)
+    # Two parameters that are views of one storage take their values in the order of time.
+    simple = {target for target in targets if target.record.parts is not None and owned[target.store] == 1}
+    while True:
+        # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
+        read = {ref.store for node in nodes for ref in node.refs}
+        shared = owned.keys() | read
+        rest = [
+            target
+            for target in targets
+            if target not in replayed
+            and (target not in simple or target.store in read or not shared.isdisjoint(target.record.sources))
+        ]
+        if not rest:
+            break
+        replayed.update(rest)
+        for target in rest:
+            nodes |= dict.fromkeys(needed(target.store, target.record.time))
+    return [target for target in targets if target in replayed], nodes
+
+
+def _keys_of(again: list[_Target], owned: set[Store], key: Key) -> dict[Node, tuple[Key, Ref | None]]:
+    """Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them."""
+    keys: dict[Node, tuple[Key, Ref | None]] = {}
+    own: dict[Node, tuple[_Target, Ref]] = {}
+    for copied in True, False:
+        for t in reversed(again):
+            whole, time = origin(t.whole, t.record.time) if copied else (t.whole, t.record.time)
+            if whole.store is t.store or whole.store not in owned:
+                own |= {n: (t, whole) for n in whole.store.until(time) if n.fill and box(n.fill[0], whole)}
+    known: set[Node] = set()
+    for target in again:
+        count = 0
+        for node in needed(target.store, target.record.time, known):
+            known.add(node)
+            if node in own:
+                keys[node] = key.fold_in(own[node][0].name), own[node][1]
+            elif node.random:
+                keys[node] = key.fold_in(target.name).fold_in(count), None
+                count += 1
+    return keys
 
 
 class Audit(list[tuple[str, str]]):

@@ -124,7 +124,8 @@ def _table(lines: Iterable[tuple[str, ...]]) -> str:
     header: tuple[str, ...] = ("name", "shape", "dtype", "method", "std")
     counted = bool(lines) and len(lines[0]) > len(header)
     header = ("count", *header) if counted else header
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    # A problem is a sentence, with nothing to the right of it.
+    widths = [max(len(c) for c in column if not c.startswith("CANNOT")) for column in zip(header, *lines, strict=True)]
     rows = []
     for line in [header, *lines]:
         cells = [f"{cell:{'>' if counted and not i else '<'}{widths[i]}}" for i, cell in enumerate(line)]
