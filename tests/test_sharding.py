@@ -216,6 +216,23 @@ def test_each_of_many_ranks_in_one_process(four_ranks_in_one_process, placements
     assert torch.equal(*(generator.get_state() for generator in generators))
 
 
+@pytest.mark.parametrize(
+    "fill", [xinit.orthogonal_, xinit.delta_orthogonal_, xinit.dirac_, partial(xinit.sparse_, sparsity=0.5)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_of_many_ranks_in_one_process(four_ranks_in_one_process, fill, dtype):
+    """Signs were applied once for each rank, to one matrix for all."""
+    given = {} if fill is xinit.dirac_ else {"key": KEY}
+    shape = (7, 6) if isinstance(fill, partial) else (7, 6, 3)
+    whole = fill(torch.empty(shape, dtype=dtype), **given)
+    with four_ranks_in_one_process:
+        mesh = init_device_mesh("cpu", (2, 2))
+        sharded = distribute_tensor(torch.zeros(shape, dtype=dtype), mesh, [Shard(0), Shard(1)])
+        fill(sharded, **given)
+    for rank, part in sharded._local_tensor._local_tensors.items():
+        assert same(part, cut_by_torch(whole, (2, 2), divmod(rank, 2), [Shard(0), Shard(1)])), rank
+
+
 def test_views_are_of_the_local_tensor():
     sharded = distribute_tensor(
         torch.zeros(12, 4), mesh_of(1, 2), [_StridedShard(0, split_factor=3)], src_data_rank=None

@@ -212,7 +212,8 @@ def _orthogonal(rows: int, columns: int, gain: float, like: Tensor, place: dict[
     with one_thread():
         q, r = torch.linalg.qr(flat.t() if rows < columns else flat)
     d = r.diagonal()
-    q.mul_(d.sgn() if d.is_complex() else torch.where(d < 0, -1.0, 1.0)).mul_(gain)
+    # Computed from d alone: a new tensor would be one of each rank in LocalTensorMode, and applied as often.
+    q.mul_(d.sgn() if d.is_complex() else 1 - 2 * (d < 0).to(d.dtype)).mul_(gain)
     whole: Tensor = q.t() if rows < columns else q
     return whole
 
