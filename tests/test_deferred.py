@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+from contextlib import nullcontext
 from functools import partial
 from math import sqrt
 
@@ -636,14 +637,18 @@ def test_wrappers_names_are_left_out():
     assert torch.equal(model.module.weight, named("weight", (4, 4), xinit.uniform_, -0.5, 0.5))
 
 
-def test_the_meta_device_within_the_context():
+@pytest.mark.parametrize("outermost", [False, True])
+def test_the_meta_device(outermost):
+    meta, nothing = torch.device("meta"), nullcontext()
+
     def build():
-        with torch.device("meta"):
+        with nothing if outermost else meta:
             model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
             model.register_buffer("steps", torch.arange(4) * 2.0)
         return model
 
-    model = drawn(build)
+    with meta if outermost else nothing:
+        model = drawn(build)
     assert torch.equal(model[0].weight, named("0.weight", (4, 4), xinit.uniform_, -0.5, 0.5))
     assert torch.equal(model[1].running_var, torch.ones(4))
     assert torch.equal(model.steps, torch.tensor([0.0, 2.0, 4.0, 6.0]))
@@ -787,6 +792,10 @@ def test_models_that_cannot_be_materialized():
     refused(nn.Linear(3, 4), "no deferred parameters")
     model = drawn(lambda: nn.Linear(3, 4))
     refused(model, "no deferred parameters")
+    with xinit.deferred():
+        model = nn.Linear(3, 4)
+    model.load_state_dict(nn.Linear(3, 4).state_dict(), assign=True)
+    refused(model, r"other tensors .* leave to_empty\(\) out")  # which DTensors show no more
     outside = nn.Linear(3, 4, device="meta")
     refused(outside, "nothing is known of parameters weight, bias")
     with xinit.deferred():

@@ -82,7 +82,7 @@ class _Memory(TorchFunctionMode):
                     self.recorder.read(store, func.__name__)
         if func in _RECURRENT and any(leaf.is_meta and store_of(leaf) for leaf in _plain_in((args, kwargs))):
             args, kwargs = tree_map(self._alongside, (args, kwargs))
-        if func is torch.tensor and str(kwargs.get("device")) == "meta":
+        if func is torch.tensor and _is_meta(kwargs.get("device")):
             with self.recorder.pause():
                 value = func(*args, **kwargs | {"device": "cpu"})
                 store = known(value)
@@ -119,6 +119,11 @@ class _Memory(TorchFunctionMode):
             raise RuntimeError(f"deferred: {name} takes the values of {store.label}, which has none yet")
         self.recorder.flush(store)
         self.recorder.settle(store)
+
+
+def _is_meta(device: Any) -> bool:
+    """Whether a factory that is given this device makes something without memory."""
+    return str(torch.get_default_device() if device is None else device) == "meta"
 
 
 def _plain_in(values: Any) -> list[Tensor]:

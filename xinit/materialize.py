@@ -232,6 +232,11 @@ def _check(model: nn.Module, targets: list[_Target], real: list[Tensor], unknown
             f"xinit.deferred() that builds it if they are to be drawn from the key"
         )
     if not targets and not any(map(outside, real)):
+        if any("_xinit_records" in module.__dict__ for module in model.modules()):
+            raise RuntimeError(
+                "materialize_: other tensors have taken the place of all deferred parameters: leave to_empty() out, "
+                "materialize_(model, device) gives them their memory; a model that was loaded whole needs neither"
+            )
         raise RuntimeError(
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
             "xinit.deferred()"
