@@ -177,10 +177,14 @@ def _string(op: str, name: str, value: Any) -> str:
     return value
 
 
-def _check(op: str, *arguments: Any) -> None:
+def _check(op: str, *arguments: float | str) -> None:
     """What the operator would refuse for every tensor, refused now: of float64, which holds what the others do."""
-    if torch.compiler.is_compiling():
-        return
+    if not torch.compiler.is_compiling():
+        _accepted(op, *arguments)
+
+
+@functools.lru_cache(1024)  # a model's layers are alike, and asking an operator takes 50 µs
+def _accepted(op: str, *arguments: float | str) -> None:
     with without_modes(), torch._C.DisableTorchFunction(), below_vmap():
         getattr(_ops, op + "_")(torch.empty(1, 1, dtype=torch.float64, device="meta"), *arguments)
 
