@@ -277,6 +277,31 @@ def test_timms_constructors_are_asked(empty):
     assert report["llama"]["refused constant"] > 10
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["built", "to_empty"])
+def test_diffusers_constructors_are_asked(empty):
+    diffusers = pytest.importorskip("diffusers")
+
+    def build():
+        return diffusers.ControlNetModel(
+            block_out_channels=(16, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            norm_num_groups=8,
+            cross_attention_dim=8,
+            attention_head_dim=2,
+            conditioning_embedding_out_channels=(8, 8),
+        )
+
+    with torch.device("meta" if empty else "cpu"):
+        model = build()
+    model.to_empty(device="cpu") if empty else None
+    zero = {name: "zeros" for name, p in build().named_parameters() if "norm" not in name and not p.any()}
+    assert len(zero) > 10
+    found = problems(model, "torch")
+    assert found.keys() == zero.keys()
+    assert all("zeros: put" in problem for problem in found.values())
+
+
 def test_what_only_looks_drawn_is_not():
     class Positions(nn.Embedding):
         def reset_parameters(self):

@@ -62,8 +62,8 @@ class OwnInit:
     """What is known of a model's own initialisation, by parameter.
 
     Its code runs once, when it is first asked for: ``reset_parameters`` and ``_init_weights`` on a copy of the model without
-    memory, and a constructor of transformers or timm where these leave something out. No random number is taken, and an error in
-    that code only means that nothing is known.
+    memory, and a constructor of transformers, timm or diffusers where these leave something out. No random number is taken, and
+    an error in that code only means that nothing is known.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ class OwnInit:
             return None, False
         if self._known is None:
             self._known = _by_methods(self.model)
-            built = [*pretrained(self.model), *made_by_timm(self.model)]
+            built = [*pretrained(self.model), *made_by_timm(self.model), *made_by_diffusers(self.model)]
             self._places = {id(p): (module, build) for module, build in built for p in module.parameters()}
         own, (_, build) = self._known.get(id(parameter)), self._places.get(id(parameter), (None, None))
         if own is None and build is _by_config:
@@ -88,7 +88,7 @@ class OwnInit:
         return own, own is not None and build is _by_config
 
     def by_constructor(self, parameter: nn.Parameter) -> Own | None:
-        """What the constructor of the model of transformers or timm that it is part of gives it, if it is part of one."""
+        """What the constructor of the model that it is part of gives it, if that is one that is known how to build again."""
         if id(parameter) not in self._places:
             return None
         module, build = self._places[id(parameter)]
@@ -140,6 +140,11 @@ def _by_architecture(module: Any) -> nn.Module:
     return built
 
 
+def _by_registered(module: Any) -> nn.Module:
+    built: nn.Module = type(module).from_config(module.config)
+    return built
+
+
 def pretrained(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
     """The models of transformers in it, without those that are parts of others, and how each is built again."""
     # By the class: a wrapper may pass attributes on.
@@ -159,6 +164,13 @@ def made_by_timm(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
     for module in model.modules():
         if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
             yield module, _by_architecture
+
+
+def made_by_diffusers(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
+    """The models of diffusers in it, which register what their constructors were given, and how each is built again."""
+    for module in model.modules():
+        if "_internal_dict" in module.__dict__ and hasattr(type(module), "from_config"):
+            yield module, _by_registered
 
 
 @contextmanager
