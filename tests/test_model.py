@@ -407,6 +407,16 @@ def test_wrong_types(arguments, words):
         xinit.init_(nn.Linear(2, 2), "torch", KEY, only=3)
 
 
+@pytest.mark.parametrize(
+    "value", [xinit.zeros, xinit.normal, xinit.normal_, nn.init.normal_, xinit.orthogonal, xinit.ones_]
+)
+def test_a_function_in_a_distributions_place(value):
+    name = value.__name__
+    words = rf"init_: the recipe's '\*' has the function {name}, which .*, such as xinit\.{name.rstrip('_')}\(\.\.\.\)"
+    unchanged(nn.Linear(2, 2), words, TypeError, {"*": value})
+    unchanged(nn.Linear(2, 2), words, TypeError, [{"nothing": xinit.zeros()}, {"*": value}, "torch"])
+
+
 def test_a_model_without_parameters_is_left_as_it_is():
     assert str(xinit.plan(xinit.init_(nn.ReLU(), "torch", KEY), "torch")).endswith("0 parameters, 0 elements, 0 B")
     assert xinit.fingerprint(nn.ReLU()) == "0" * 32

@@ -36,18 +36,18 @@ def fill(
     kind = type(tensor)
     plain = kind is Tensor or kind is Parameter
     if not plain and not isinstance(tensor, Tensor):
-        raise TypeError(f"{op.__name__.partition('.')[0]}: tensor must be a torch.Tensor, but found {kind.__name__}")
+        raise TypeError(f"{name_of(op)}: tensor must be a torch.Tensor, but found {kind.__name__}")
     # left_alone, but for what is usual
     if (
         function is not None
         and (function not in ORIGINALS or has_torch_function_unary(tensor) or getattr(tensor, FLAG, False))
-        and left_alone(op.__name__.partition(".")[0], function, tensor)
+        and left_alone(name_of(op), function, tensor)
     ):
         return tensor
     if kind is not Parameter and tensor.requires_grad and not torch.compiler.is_compiling():
-        check_kept(op.__name__.partition(".")[0], tensor)
+        check_kept(name_of(op), tensor)
     try:
-        values = tensor if plain else held(tensor, f"{op.__name__}: tensor")
+        values = tensor if plain else held(tensor, f"{name_of(op)}: tensor")
         if not plain and is_sharded(values):
             _fill_shard(op, values, parameters, generator, key, window)
         elif key is None and window is None:
@@ -62,6 +62,12 @@ def fill(
             raise TypeError(str(error)) from None
         raise
     return tensor
+
+
+def name_of(op: Any) -> str:
+    """An operator's, without its overload's."""
+    name: str = op.__name__
+    return name.partition(".")[0]
 
 
 def check_kept(op: str, tensor: Tensor) -> None:
@@ -111,18 +117,18 @@ def _fill_shard(
     window: Window | None,
 ) -> None:
     if window is not None:
-        raise ValueError(f"{op.__name__}: a DTensor knows which part of the whole it is, so it takes no window")
-    check_view(tensor, op.__name__)
-    parts = pieces(tensor, op.__name__)
+        raise ValueError(f"{name_of(op)}: a DTensor knows which part of the whole it is, so it takes no window")
+    check_view(tensor, name_of(op))
+    parts = pieces(tensor, name_of(op))
     captured = _captured(tensor)
     if key is None and captured and len(parts) > 1:
         raise RuntimeError(
-            f"{op.__name__}: a CUDA graph cannot record one draw for {len(parts)} places in a shard: pass a key"
+            f"{name_of(op)}: a CUDA graph cannot record one draw for {len(parts)} places in a shard: pass a key"
         )
     if key is not None or 0 in tensor.shape or tensor.is_meta or captured:
         _fill_parts(op, parts, parameters, generator, key)
     else:
-        with one_key(op.__name__, tensor, generator) as key:
+        with one_key(name_of(op), tensor, generator) as key:
             _fill_parts(op, parts, parameters, None, key)
     torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
 
@@ -169,11 +175,11 @@ def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
     place: dict[str, Any] = {}
     if key is not None:
         if not isinstance(key, Key):
-            raise TypeError(f"{op.__name__}: key must be an xinit.Key, but found {type(key).__name__}")
+            raise TypeError(f"{name_of(op)}: key must be an xinit.Key, but found {type(key).__name__}")
         place["key"] = key.words
     if window is not None:
         if not isinstance(window, Window):
-            raise TypeError(f"{op.__name__}: window must be an xinit.Window, but found {type(window).__name__}")
+            raise TypeError(f"{name_of(op)}: window must be an xinit.Window, but found {type(window).__name__}")
         place["global_shape"] = window.global_shape
         place["offsets"] = window.offsets
     return place

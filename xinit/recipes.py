@@ -68,6 +68,9 @@ def rules_of(recipe: Recipe, model: nn.Module, op: str) -> list[tuple[Pattern, V
         return rules_of(RECIPES[recipe](), model, op)
     if isinstance(recipe, Mapping):
         source = recipe.recipe if isinstance(recipe, Known) else ""
+        if not source:
+            for pattern, value in recipe.items():
+                _check_called(pattern, value, op)
         return [(pattern, value, source) for pattern, value in recipe.items()]
     if isinstance(recipe, Sequence):
         return [rule for part in recipe for rule in rules_of(part, model, op)]
@@ -79,6 +82,23 @@ def rules_of(recipe: Recipe, model: nn.Module, op: str) -> list[tuple[Pattern, V
     raise TypeError(
         f"{op}: a recipe must be a name, a mapping from patterns to distributions, a function from the model to such a "
         f"mapping, or a sequence of recipes, but found {recipe!r}"
+    )
+
+
+def _check_called(pattern: object, value: object, op: str) -> None:
+    """Of a function in a recipe, whether it is one that gives distributions, not ``xinit.zeros`` itself, or ``zeros_``."""
+    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", ".")
+    if (
+        "." in name
+        or name.startswith("_")
+        or isinstance(value, type)
+        or not (module == "torch.nn.init" or f"{module}.".startswith("xinit."))
+    ):
+        return
+    raise TypeError(
+        f"{op}: the recipe's {pattern!r} has the function {name}, which "
+        + ("fills a tensor" if name.endswith("_") else "is not called")
+        + f", where a distribution belongs, such as xinit.{name.rstrip('_')}(...)"
     )
 
 
