@@ -118,7 +118,7 @@ def _within(change):
 
 @pytest.mark.parametrize("copied", [False, True], ids=["itself", "a deep copy"])
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.filterwarnings("ignore:for weight. copying from a non-meta parameter")
+@pytest.mark.filterwarnings("error:for weight. copying from a non-meta parameter")  # which is no no-op here
 def test_what_is_done_after_the_context_counts(name, copied):
     change, expected = CHANGES[name]
     model = linear()
@@ -209,6 +209,13 @@ def test_memory_without_values_is_told():
     xinit.materialize_(model, key=KEY)
     assert torch.equal(model[0].weight, before)
     assert not xinit.audit(model)
+
+
+@pytest.mark.parametrize("move", [lambda m: m.to("cpu"), lambda m: m.cpu(), lambda m: m.weight.to("cpu")])
+def test_a_move_says_what_moves(move):
+    """torch's advice, to_empty(), would lose what is known."""
+    with pytest.raises(NotImplementedError, match=r"materialize_\(model, device\)"):
+        move(linear())
 
 
 def test_parts_that_are_replaced_by_real_ones_stay():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,8 +38,12 @@ class Late:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == _IS_META and (caller := sys._getframe(1)).f_globals.get("__name__") == init.__name__:
-            check_is_not_late(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
+        if func == _IS_META:
+            caller = sys._getframe(1)
+            if caller.f_globals.get("__name__") == init.__name__:
+                check_is_not_late(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
+            if caller.f_code.co_name == "_load_from_state_dict":
+                return False  # or torch warns that the copy, which is recorded, is a no-op
         with torch._C.DisableTorchFunctionSubclass():
             if func in INDEXES:
                 args = args[0], as_tensors(args[1]), *args[2:]
@@ -45,7 +51,7 @@ class Late:
                 output = func(*args, **kwargs)
             else:
                 seen = [leaf for leaf in args if isinstance(leaf, Late) and _is_as_seen(leaf)]
-                with truncated_normal_in_one_operator(), Recorder(late=True):
+                with truncated_normal_in_one_operator(), Recorder(late=True), _telling_where_to():
                     output = func(*args, **kwargs)
                 for leaf in seen:
                     _see(leaf)
@@ -84,6 +90,20 @@ class Late:
             elif twin._xinit_class is Tensor:
                 twin._is_param = True
         return twin
+
+
+@contextmanager
+def _telling_where_to() -> Iterator[None]:
+    """torch advises to_empty(), after which nothing is known any more."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "Cannot copy out of meta tensor" not in str(error):
+            raise
+        raise NotImplementedError(
+            "Cannot copy out of meta tensor; no data! What deferred() has left without gets it on its device by "
+            "xinit.materialize_(model, device), which to_empty() would prevent"
+        ) from None
 
 
 def check_is_not_late(op: str, tensor: Tensor) -> None:
