@@ -104,8 +104,10 @@ PROFILING = pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 
 @PROFILING
 def test_one_launch_is_one():
+    law = xinit.normal()  # which asks an operator about its arguments
+
     def many():
-        xinit.fill_many_([torch.empty(3)], [xinit.normal()], [xinit.Key(0)])
+        xinit.fill_many_([torch.empty(3)], [law], [xinit.Key(0)])
 
     gpu_steps.one_launch(many, "cpu")
     for wrong in (lambda: (many(), many()), lambda: xinit.normal_(torch.empty(3)), lambda: None):
