@@ -17,7 +17,7 @@ from torch.nn import init
 from torch.nn.utils import parametrizations
 
 import xinit
-from xinit import Window
+from xinit import Window, parallel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -592,6 +592,19 @@ def test_a_part_can_be_materialized_alone():
     xinit.materialize_(model, key=KEY)
     assert torch.equal(model[1].weight, done)
     assert torch.equal(done, named("weight", (4, 4), xinit.uniform_, -0.5, 0.5))
+
+
+def test_parts_under_their_names_are_those_of_the_whole():
+    def build():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+
+    with xinit.deferred():
+        model = build()
+    for name, part in model.named_children():
+        xinit.materialize_(parallel.renamed(part, {"": name}), key=KEY)
+    assert not xinit.audit(model)
+    whole = drawn(build).state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
 def test_objects_stay_the_same():

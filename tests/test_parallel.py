@@ -381,5 +381,7 @@ def test_names_of_stages_that_do_not_fit():
         renamed(stage, {"layers.2": "layers.5"})
     with pytest.raises(ValueError, match=r"'layers\.0' and 'layers\.1' would both be 'layers\.1' in the whole"):
         renamed(stage, {"layers.0": "layers.1"})
+    with pytest.raises(TypeError, match="renamed: names must be a mapping"):
+        renamed(torch.nn.Linear(2, 2), "layers.0")
     with pytest.raises(TypeError, match="renamed: model must be"):
         renamed([stage], {})

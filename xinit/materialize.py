@@ -170,7 +170,8 @@ def materialize_(
     whole, without communication. What is done again, it does as a whole, and then keeps its part.
 
     Args:
-        model: what was built, or a part of it, or a module that it is part of.
+        model: what was built, or a part of it, or a module that it is part of. A part's names are those within it, so that one
+            key draws equal parts alike: ``xinit.parallel.renamed(layer, {"": "layers.0"})`` is drawn as in the whole.
         device: where; the CPU by default. What FSDP2 offloads to the CPU goes there.
         key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs: of a sharded
             model from that of the mesh's first rank, which tells the others in a small broadcast.

@@ -170,6 +170,7 @@ def renamed(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
             those that fit, the longest counts.
 
     Raises:
+        TypeError: if ``model`` is no module, or ``names`` no mapping.
         ValueError: if a name is no module's of the model, or two modules would share one.
 
     Example:
@@ -182,6 +183,8 @@ def renamed(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"renamed: model must be a torch.nn.Module, but found {type(model).__name__}")
+    if not isinstance(names, Mapping):
+        raise TypeError(f"renamed: names must be a mapping of names' beginnings, but found {type(names).__name__}")
     reshard(model)
     modules: dict[str, nn.Module] = {}  # by their names in the part,
     whole: dict[str, str] = {}  # and those by the names in the whole
