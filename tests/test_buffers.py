@@ -318,3 +318,27 @@ def test_what_to_empty_has_untied_is_named():
     model.tie_weights()
     expected = xinit.init_(transformers.LlamaForCausalLM(config), RECIPE, KEY)
     assert xinit.fingerprint(xinit.init_(model, RECIPE, KEY), buffers=True) == xinit.fingerprint(expected, buffers=True)
+
+
+def test_parameters_that_are_skipped_in_raw_memory_are_named():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.log = nn.Linear(3, 3), nn.Parameter(torch.arange(1.0, 4).log())
+
+    xinit.init_(Model(), "torch", KEY, skip="log")  # built: it is what its constructor makes it
+    with torch.device("meta"):
+        model = Model()
+    model.to_empty(device="cpu")
+    with pytest.warns(
+        UserWarning, match=r"init_: parameter log, skipped, which nothing has written to since to_empty\(\)"
+    ):
+        xinit.init_(model, "torch", KEY, skip="log")
+    assert xinit.audit(model) == [("log", "never written")]
+    with torch.no_grad():
+        model.log.copy_(torch.arange(1.0, 4).log())
+    assert not xinit.audit(model)
+    xinit.init_(model, "torch", KEY, skip="log")
+    loaded = Model()
+    loaded.load_state_dict(model.state_dict())
+    xinit.init_(loaded, "torch", KEY, skip=["log", "*.bias"])

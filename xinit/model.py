@@ -28,6 +28,8 @@ from xinit.sharding import is_sharded, local_of, pieces
 from xinit.sites import (
     Patterns,
     Site,
+    known_unwritten,
+    mark_unwritten,
     never_written,
     patterns_of,
     predicate,
@@ -38,6 +40,7 @@ from xinit.sites import (
     unwritten,
 )
 from xinit.subclasses import held
+from xinit.torch_modules import rule_of
 from xinit.writes import Write, bar_of, canonical_name, fill_writes_, writes_of
 
 
@@ -221,6 +224,18 @@ def _write(steps: list[Step], key: Key, progress: bool) -> None:
             parameter.__dict__["_xinit_set"] = parameter._version  # see xinit.guesses
 
 
+def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:
+    """Those skipped that may be raw memory: nothing was written to them, nor to what modules of torch write as they are built."""
+    ids = {id(site) for site in chosen}
+    skipped = [s for s in wanted if id(s) not in ids and s.parameter.numel() and not s.parameter.is_meta]
+    if not skipped:
+        return []
+    kinds: list[Any] = [type(site.module) for site in every]
+    known = [s.parameter for s, kind in zip(every, kinds, strict=True) if not s.computed and rule_of(kind) is not None]
+    raw = bool(known) and all(map(never_written, known))
+    return [s for s in skipped if known_unwritten(s.parameter) or (raw and never_written(s.parameter))]
+
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -275,8 +290,8 @@ def init_(
         ImportError: for ``progress`` without tqdm.
 
     Warns:
-        UserWarning: of buffers that may be raw memory; of parameters of transformers' models that are no longer tied;
-            of globs of the recipe that are no parameter's name, apart from "*.bias"
+        UserWarning: of buffers, and of parameters skipped, that may be raw memory; of parameters of transformers' models that
+            are no longer tied; of globs of the recipe that are no parameter's name, apart from "*.bias"
             and "*.weight", which any model may do without; of parameters left because they were loaded; and of a model left
             because it is in a context, such as Lightning's ``init_module(empty_init=True)``, in which ``torch.nn.init`` does
             nothing.
@@ -314,6 +329,7 @@ def init_(
     left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
     untied = _untied(model)
     buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
+    skipped_raw = _skipped_raw(every, selected(every, only, None, "init_"), sites) if skip is not None else []
     _write(steps, key, progress)
     if untied:
         warnings.warn(
@@ -323,6 +339,14 @@ def init_(
     if misspelt := rules.misspelt(every):
         warnings.warn(
             f"init_: the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters",
+            stacklevel=2,
+        )
+    if skipped_raw:
+        for site in skipped_raw:
+            mark_unwritten(site.parameter)
+        warnings.warn(
+            f"init_: {some([site.name for site in skipped_raw])}, skipped, which nothing has written to since to_empty() or the "
+            f"like, may hold what the memory held: set them, or build the model within xinit.deferred()",
             stacklevel=2,
         )
     if raw := buffers.write():
