@@ -70,7 +70,8 @@ class Key:
 
         The new stream is the little-endian 8-byte BLAKE2b digest of seed, stream and data; strings and integers never
         meet. The order of folding matters. Under ``torch.compile`` the new key is a constant, so that a function which folds
-        another one is compiled anew.
+        another one is compiled anew, and with ``fullgraph`` refused after torch's ``recompile_limit``, of 8: fold keys that vary
+        before the call, and pass the new ones.
 
         Args:
             data: a string, or an integer in [0, 2**64).
