@@ -35,6 +35,7 @@ def test_what_is_looked_at():
 def test_every_public_name_is_there_with_its_signature(name):
     theirs, ours = inspect.signature(getattr(INIT, name)), inspect.signature(getattr(xinit, name))
     assert name in xinit.__all__
+    assert getattr(xinit.init, name) is getattr(xinit, name)
     if name in OLD:
         return  # (*args, **kwargs) with torch
     more = [p for p in ours.parameters.values() if p.name not in theirs.parameters]
@@ -43,6 +44,11 @@ def test_every_public_name_is_there_with_its_signature(name):
     assert [(p.name, p.default, p.kind) for p in kept] == [
         (p.name, p.default, p.kind) for p in theirs.parameters.values()
     ]
+
+
+def test_the_module_has_no_other_names():
+    with pytest.raises(AttributeError, match="no attribute 'materialize_'"):
+        getattr(xinit.init, "materialize_")  # noqa: B009
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,15 @@ ScalingMode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 ScalingDistribution = Literal["truncated_normal", "normal", "uniform"]
 
 
+def __getattr__(name: str) -> Any:
+    """The rest of ``torch.nn.init``'s names, which are defined elsewhere: ``from xinit import init`` has all of them too."""
+    import xinit
+
+    if hasattr(init, name) and name in xinit.__all__:
+        return getattr(xinit, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
     """The recommended gain for a nonlinearity, as ``torch.nn.init.calculate_gain``.
 
