@@ -65,9 +65,9 @@ def fill(
 
 
 def name_of(op: Any) -> str:
-    """An operator's, without its overload's."""
+    """An operator's, without its overload's; with it where torch.compile is reading, which takes no string apart."""
     name: str = op.__name__
-    return name.partition(".")[0]
+    return name if torch.compiler.is_compiling() else name.partition(".")[0]
 
 
 def check_kept(op: str, tensor: Tensor) -> None:
