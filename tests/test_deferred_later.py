@@ -1,6 +1,7 @@
 """What becomes of a deferred model between its context and materialize_: recorded too, or refused; never other values."""
 
 import copy
+import re
 import warnings
 from functools import partial
 
@@ -178,12 +179,14 @@ def test_what_nobody_knows_is_refused(name, copied):
     ],
 )
 def test_what_torch_does_not_do_on_the_meta_device_is_refused(fill):
-    """It would return without a word, and so be ignored."""
+    """It would return without a word, and so be ignored; torch 2.11's functions do not return, and are recorded."""
     model = linear()
-    with pytest.raises(RuntimeError, match=r"deferred: \w+_ does nothing .* within another xinit.deferred"):
+    try:
         fill(model.weight)
-    with xinit.deferred():
-        fill(model.weight)
+    except RuntimeError as error:
+        assert re.search(r"deferred: \w+_ does nothing .* within another xinit.deferred", str(error))  # noqa: PT017
+        with xinit.deferred():
+            fill(model.weight)
     xinit.materialize_(model, key=KEY)
     assert not torch.equal(model.weight, own())
 
