@@ -15,7 +15,8 @@ _LIMIT, _HALF = 1 << 64, 1 << 63
 
 
 def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
-    if isinstance(value, bool):
+    numpys = not isinstance(value, int) and type(value).__name__ in ("bool", "bool_")  # an index, before NumPy 2.3
+    if numpys or isinstance(value, bool):
         raise TypeError(f"Key: {name} must be an int, but found {value!r} of type bool")
     try:
         number = operator.index(value)
