@@ -1,4 +1,5 @@
-"""Builds xinit._C, and says in a wheel's name and requirements which torch it was built with. The rest is in pyproject.toml.
+"""Builds xinit/libxinit.so, which needs libtorch alone, and xinit._C, Python's way to it; says in a wheel's name and
+requirements which torch they were built with. The rest is in pyproject.toml.
 
 Environment:
   XINIT_CUDA            0 or 1: without or with CUDA. By default with it when torch has CUDA and an nvcc is found; a GPU is
@@ -45,6 +46,7 @@ WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"]
 # the linker's -s, Python's own flags would add 28 MB of what only a debugger reads.
 CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fopenmp", "-g0", *WARNINGS]
 LINK_FLAGS = ["-s"]
+LIBRARY = "libxinit.so"
 NVCC_FLAGS = ["-O3", "--fmad=false", "-Xcompiler=-ffp-contract=off"]
 
 
@@ -87,29 +89,45 @@ def sources(*suffixes):
     return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in suffixes)
 
 
-def extension():
+BINDINGS = str(Path("csrc", "bindings.cpp"))
+INCLUDE = str(ROOT / "xinit" / "include")
+
+
+def library():
     macros = [("XINIT_VERSION", f'"{VERSION}"')]
-    if not with_cuda():
-        return cpp_extension.CppExtension(
-            "xinit._C",
-            sources(".cpp"),
-            define_macros=macros,
-            extra_compile_args=CXX_FLAGS,
-            extra_link_args=LINK_FLAGS,
+    common = {"define_macros": macros, "extra_link_args": [*LINK_FLAGS, f"-Wl,-soname,{LIBRARY}"]}
+    if with_cuda():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
+        macros += [
+            ("XINIT_CUDA", f'"{torch.version.cuda}"'),
+            ("XINIT_CUDA_ARCHES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'),
+        ]
+        include_dirs, library_dirs = cuda_dirs()
+        made = cpp_extension.CUDAExtension(
+            "xinit.libxinit",
+            sources(".cpp", ".cu"),
+            include_dirs=[INCLUDE, *include_dirs],
+            library_dirs=library_dirs,
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+            **common,
         )
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
-    macros += [
-        ("XINIT_CUDA", f'"{torch.version.cuda}"'),
-        ("XINIT_CUDA_ARCHES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'),
-    ]
-    include_dirs, library_dirs = cuda_dirs()
-    return cpp_extension.CUDAExtension(
+    else:
+        made = cpp_extension.CppExtension(
+            "xinit.libxinit", sources(".cpp"), include_dirs=[INCLUDE], extra_compile_args=CXX_FLAGS, **common
+        )
+    made.sources.remove(BINDINGS)
+    made.libraries.remove("torch_python")
+    return made
+
+
+def module():
+    return cpp_extension.CppExtension(
         "xinit._C",
-        sources(".cpp", ".cu"),
-        define_macros=macros,
-        include_dirs=include_dirs,
-        library_dirs=library_dirs,
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        [BINDINGS],
+        include_dirs=[INCLUDE],
+        libraries=["xinit"],
+        runtime_library_dirs=["$ORIGIN"],
+        extra_compile_args=CXX_FLAGS,
         extra_link_args=LINK_FLAGS,
     )
 
@@ -129,10 +147,23 @@ class Wheel(bdist_wheel):
         super().finalize_options()
 
 
-if BUILDS:
-    build = cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
-    arguments = {"ext_modules": [extension()], "cmdclass": {"build_ext": build, "bdist_wheel": Wheel}}
-else:
-    arguments = {}
+def build():
+    class Build(cpp_extension.BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)):
+        def get_ext_filename(self, name):
+            path = super().get_ext_filename(name)
+            return str(Path(path).with_name(LIBRARY)) if name.endswith("libxinit") else path
+
+        def build_extensions(self):
+            first, second = self.extensions
+            second.library_dirs.append(str(Path(self.get_ext_fullpath(first.name)).parent))
+            self.parallel = None  # the second links the first
+            super().build_extensions()
+
+    return {"ext_modules": [library(), module()], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
+
+
 # Another minor release of torch has another ABI.
-setup(install_requires=["torch>=2.11" if FOR_ANY_TORCH else f"torch=={minor(TORCH)}.*"], **arguments)
+setup(
+    install_requires=["torch>=2.11" if FOR_ANY_TORCH else f"torch=={minor(TORCH)}.*"],
+    **(build() if BUILDS else {}),
+)

@@ -2,9 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/version.h>
+#include <xinit/xinit.h>
 
-#include "cpu/cpu.h"
 #include "ops.h"
 #include "philox.h"
 #include "plan.h"
@@ -14,24 +13,17 @@ namespace py = pybind11;
 namespace xinit {
 namespace {
 
-// What xinit/_load.py looks for in the file, before it is loaded.
-[[gnu::used]] const char kMark[] = "xinit._C " XINIT_VERSION " built with torch " TORCH_VERSION;
-
-py::dict build_info() {
-  py::dict info;
-  info["version"] = XINIT_VERSION;
-  info["contract"] = 1;
-  info["torch"] = TORCH_VERSION;
-#ifdef XINIT_CUDA
-  info["cuda"] = XINIT_CUDA;
-  info["cuda_arches"] = XINIT_CUDA_ARCHES;
-#else
-  info["cuda"] = py::none();
-  info["cuda_arches"] = py::none();
-#endif
-  info["compiler"] = __VERSION__;
-  info["cpu_isa"] = cpu_isa();
-  return info;
+py::dict facts() {
+  const BuildInfo info = build_info();
+  py::dict out;
+  out["version"] = info.version;
+  out["contract"] = info.contract;
+  out["torch"] = info.torch;
+  out["cuda"] = info.cuda;
+  out["cuda_arches"] = info.cuda_arches;
+  out["compiler"] = info.compiler;
+  out["cpu_isa"] = info.cpu_isa;
+  return out;
 }
 
 std::vector<uint32_t> words(uint64_t seed, uint64_t stream, uint64_t block, uint64_t blocks) {
@@ -80,7 +72,7 @@ py::tuple resolve(const std::string& distribution, double gain, const std::strin
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("build_info", &build_info);
+  m.def("build_info", &facts);
   m.def("ops", [] {
     std::vector<std::string> names;
     for (const Op& op : ops()) names.push_back(op.name);

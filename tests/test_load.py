@@ -13,6 +13,7 @@ import xinit
 from xinit import _C, _load
 
 PACKAGE = Path(xinit.__file__).parent
+LIBRARY = "libxinit.so"
 
 
 def test_the_file_says_what_it_is_without_being_loaded():
@@ -20,11 +21,11 @@ def test_the_file_says_what_it_is_without_being_loaded():
     assert _load.built() == (info["version"], info["torch"])
 
 
-def copy(directory, library):
-    """xinit there, with such bytes for its library, or none; the last line of what its import says."""
-    shutil.copytree(PACKAGE, directory / "xinit", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+def copy(directory, library, left_out=LIBRARY):
+    """xinit there, with such bytes for its library, or without one file; the last line of what its import says."""
+    shutil.copytree(PACKAGE, directory / "xinit", ignore=shutil.ignore_patterns(left_out, "__pycache__"))
     if library:
-        (directory / "xinit" / Path(_C.__file__).name).write_bytes(library)
+        (directory / "xinit" / LIBRARY).write_bytes(library)
     environment = os.environ | {"PYTHONPATH": str(directory)}
     command = [sys.executable, "-c", "import xinit"]
     done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
@@ -35,7 +36,7 @@ def copy(directory, library):
 
 @pytest.fixture
 def library():
-    return Path(_C.__file__).read_bytes()
+    return (PACKAGE / LIBRARY).read_bytes()
 
 
 def test_built_with_another_torch(tmp_path, library):
@@ -56,10 +57,27 @@ def test_a_library_that_does_not_load(tmp_path, library):
 
 
 def test_a_library_of_an_earlier_xinit(tmp_path, library):
-    assert "is of an earlier xinit: build it again" in copy(tmp_path, library.replace(b"xinit._C ", b"other._C "))
+    assert "is of an earlier xinit: build it again" in copy(tmp_path, library.replace(b"libxinit ", b"libother "))
 
 
-def test_not_built(tmp_path):
-    assert f"xinit is not built for Python {sys.version_info[0]}.{sys.version_info[1]} in {tmp_path}" in copy(
-        tmp_path, None
-    )
+@pytest.mark.parametrize("left_out", [LIBRARY, Path(_C.__file__).name])
+def test_not_built(tmp_path, left_out):
+    line = copy(tmp_path, None, left_out)
+    assert f"xinit is not built for Python {sys.version_info[0]}.{sys.version_info[1]} in {tmp_path}" in line
+
+
+def test_the_ops_need_no_python():
+    """The library alone, in a Python that has torch: its ops are there, and nothing of it needs Python's symbols."""
+    library = PACKAGE / LIBRARY
+    script = f"""
+import torch
+torch.ops.load_library({str(library)!r})
+w = torch.empty(3, 4)
+torch.ops.xinit.xavier_uniform_(w, 1.0, key=[1, 2])
+print(w.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(xinit.xavier_uniform_(torch.empty(3, 4), key=xinit.Key(1, 2)).tolist())
+    names = b"libtorch_python", b"libpython", b"PyObject_"
+    assert not any(name in library.read_bytes() for name in names)
+    assert any(name in Path(_C.__file__).read_bytes() for name in names)

@@ -1,25 +1,25 @@
-"""Loads xinit._C, or says in one line why it cannot be. Reads without torch what the file says of itself."""
+"""Loads xinit._C, or says in one line why it cannot be. Reads without torch what libxinit.so, which it links, says of itself."""
 
 import sys
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-_MARK = b"xinit._C "
+_LIBRARY = "libxinit.so"
+_MARK = b"libxinit "
 _BUILT_WITH = " built with torch "
 
 
 def built() -> tuple[str, str]:
-    """The versions of xinit and of the torch it was built with, found in the file of xinit._C.
+    """The versions of xinit and of the torch it was built with, found in the file of libxinit.so.
 
     Raises:
-        ImportError: there is no such file for this Python, or not of this xinit.
+        ImportError: there is no such file, or no xinit._C for this Python, or they are not of this xinit.
     """
     here = Path(__file__).parent
+    file = here / _LIBRARY
     # Only beside this file: an editable install of another checkout offers its own for any xinit._C that is missing.
-    files = [here / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
-    file = next(filter(Path.exists, files), None)
-    if file is None:
+    if not (file.exists() and any((here / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES)):
         python = ".".join(map(str, sys.version_info[:2]))
         raise ImportError(
             f"xinit is not built for Python {python} in {here}: run pip install --no-build-isolation -e {here.parent}, "
