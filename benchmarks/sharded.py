@@ -30,8 +30,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 import xinit
-from xinit.parallel import cat, fill_layouts_
-from xinit.sharding import local_boxes
+from xinit.dtensor import local_boxes
+from xinit.parallel import cat
+from xinit.parallel.layouts import fill_layouts_
 
 KEY = xinit.Key(405)
 MESH = (16, 128, 8)

@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 import xinit
-from xinit import distributions
-from xinit.parallel import cat, fill_layouts_, interleave, parameter
+from xinit import fill
+from xinit.parallel import cat, interleave, parameter
+from xinit.parallel.layouts import fill_layouts_
 
 SHAPE = Shape(512, 1408, 4, 8, 4, 8200)  # 20 M parameters
 DTYPE = torch.float32
@@ -39,18 +40,18 @@ def counted():
 
     From below: materialize_ works outside of all dispatch modes, and so of CommDebugMode, which counts nonetheless.
     """
-    counts, fill, before = Counter(), distributions._fill_many_, collectives()
+    counts, original, before = Counter(), fill._fill_many_, collectives()
 
     def count_and_fill(tensors, *arguments):
         counts["filled"] += sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
-        fill(tensors, *arguments)
+        original(tensors, *arguments)
 
-    distributions._fill_many_ = count_and_fill
+    fill._fill_many_ = count_and_fill
     try:
         with CommDebugMode() as communication:
             yield counts
     finally:
-        distributions._fill_many_ = fill
+        fill._fill_many_ = original
     counts["collectives"] = max(collectives() - before, communication.get_total_counts())
 
 

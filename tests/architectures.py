@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 
 import xinit
-from xinit import Key, guesses, recipes
-from xinit.writes import canonical_name
+from xinit import Key, recipes
+from xinit.parameters.names import canonical_name
+from xinit.recipes import guesses
 
 SMALL = {
     **dict.fromkeys(

@@ -44,7 +44,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.multiprocessing.spawn import ProcessException
 
 import xinit
-from xinit import Key, writes
+from xinit import Key
+from xinit.parameters import writes
 
 CASES = {}
 WORLDS = (4, 3, 2, 1)

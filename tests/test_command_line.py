@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import xinit
-from xinit import command_line
 from xinit.__main__ import main
+from xinit.cli import grammar
 
 PACKAGE = Path(xinit.__file__).parent
 
@@ -113,7 +113,7 @@ def test_another_program_is_not_taken_for_the_command(monkeypatch):
     ):
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr(sys, "orig_argv", original)
-        assert command_line.is_running() is running, original
+        assert grammar.is_running() is running, original
 
 
 @pytest.mark.parametrize(

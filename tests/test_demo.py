@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import xinit
-from xinit import __main__, demo
+from xinit import __main__
+from xinit.cli import demo
 
 FINGERPRINT = "a4e4b80fffeb70fa5a25139955337320"  # of contract version 1, small sizes, seed 0
 SMALL = ("demo", "--small", "--device", "cpu")

@@ -12,7 +12,8 @@ from torch import nn
 
 import xinit
 from xinit import Key
-from xinit.parallel import cat, fill_layouts_, interleave, parameter, renamed, stack
+from xinit.parallel import cat, interleave, parameter, renamed, stack
+from xinit.parallel.layouts import fill_layouts_
 
 KEY = Key(405).fold_in("parallel")
 PLAIN = [xinit.uniform(-0.3, 0.7), xinit.normal(0.5, 0.02), xinit.trunc_normal(0.1, 0.5, -0.2, 3), xinit.constant(0.25)]

@@ -16,8 +16,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import xinit
 from xinit import Window
-from xinit.sharding import Box, local_boxes, pieces, view
-from xinit.writes import Write, fill_writes_, writes_of
+from xinit.dtensor import Box, local_boxes, pieces, view
+from xinit.parameters.writes import Write, fill_writes_, writes_of
 
 
 def cut_by_torch(whole, mesh, coordinate, placements):

@@ -6,7 +6,8 @@ from torch import nn
 
 import xinit
 from xinit import Key, Window
-from xinit.writes import Write, canonical_name, fill_writes_, tensors_of, writes_of
+from xinit.parameters.names import canonical_name, tensors_of
+from xinit.parameters.writes import Write, fill_writes_, writes_of
 
 KEY = Key(3)
 
@@ -29,7 +30,8 @@ def test_the_later_of_two_overlapping_writes_stands():
 def test_what_a_later_write_covers_is_not_drawn(monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "xinit.writes.fill_many_", lambda tensors, *_: drawn.extend(t.shape for t in tensors if not t.is_meta)
+        "xinit.parameters.writes.fill_many_",
+        lambda tensors, *_: drawn.extend(t.shape for t in tensors if not t.is_meta),
     )
     rows = Write(xinit.constant(2), KEY, (2, 0), (3, 7))
     fill_writes_([("w", torch.empty(9, 7), [rows, whole(xinit.uniform()), whole(xinit.normal()), rows])])

@@ -13,31 +13,30 @@ this build                build_info(); from the shell, xinit --help
 
 import sys
 from contextlib import suppress
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from xinit import _load, command_line
+from xinit import _load
+from xinit.cli import grammar as _grammar
 
-if command_line.is_running():
-    command_line.parse(sys.argv[1:])  # help and typos need not wait for torch
+if _grammar.is_running():
+    _grammar.parse(sys.argv[1:])  # help and typos need not wait for torch
 _load.load()  # before all that needs xinit._C
 
 with suppress(ImportError):  # they are not public, but called, and may go
     from torch.nn.init import _calculate_correct_fan as _calculate_correct_fan
     from torch.nn.init import _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out
 
-from xinit import _C, parallel, recipes
+from xinit import _C
 from xinit import selective as _selective  # noqa: F401
 from xinit import vmap as _vmap  # noqa: F401
-from xinit.accelerate import accelerate
 from xinit.constants import constant_, dirac_, eye_, ones_, zeros_
-from xinit.deferred import deferred
 from xinit.distributions import (
     Blocks,
     Distribution,
     Rows,
     blocks,
     constant,
-    fill_many_,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -50,8 +49,8 @@ from xinit.distributions import (
     xavier_uniform,
     zeros,
 )
+from xinit.fill import fill_many_
 from xinit.init import (
-    calculate_gain,
     kaiming_normal_,
     kaiming_uniform_,
     lecun_normal_,
@@ -64,23 +63,45 @@ from xinit.init import (
     xavier_uniform_,
 )
 from xinit.keys import Key
-from xinit.materialize import audit, materialize_
 from xinit.matrices import (
     Matrix,
     delta_orthogonal,
     delta_orthogonal_,
     dirac,
+    eye,
     identity,
     orthogonal,
     orthogonal_,
     sparse,
     sparse_,
 )
-from xinit.model import fingerprint, init_, plan
-from xinit.old_names import eye
-from xinit.plans import Plan, Row
-from xinit.sites import unwritten
+from xinit.scaling import calculate_gain
 from xinit.window import Window
+
+if TYPE_CHECKING:
+    from xinit import parallel, recipes
+    from xinit.lazy.accelerate import accelerate
+    from xinit.lazy.context import deferred
+    from xinit.lazy.materialize import audit, materialize_
+    from xinit.models.apply import fingerprint, init_, plan
+    from xinit.parameters.plans import Plan, Row
+    from xinit.parameters.sites import unwritten
+
+# The rooms that are entered when one of their names is first used.
+_ROOMS = {
+    "accelerate": "lazy.accelerate",
+    "audit": "lazy.materialize",
+    "deferred": "lazy.context",
+    "fingerprint": "models.apply",
+    "init_": "models.apply",
+    "materialize_": "lazy.materialize",
+    "parallel": "parallel",
+    "plan": "models.apply",
+    "Plan": "parameters.plans",
+    "recipes": "recipes",
+    "Row": "parameters.plans",
+    "unwritten": "parameters.sites",
+}
 
 __all__ = [
     "Blocks",
@@ -156,3 +177,16 @@ def build_info() -> dict[str, Any]:
 
 
 __version__: str = build_info()["version"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = import_module(f"xinit.{_ROOMS[name]}")
+    found = room if _ROOMS[name] == name else getattr(room, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

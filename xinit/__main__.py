@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from xinit import Key, build_info, demo
-from xinit.command_line import parse
-from xinit.model import plan
+from xinit import Key, build_info
+from xinit.cli import demo
+from xinit.cli.grammar import parse
+from xinit.models.apply import plan
 from xinit.recipes import RECIPES
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import index
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary
 
 from xinit._torch import not_compiled, without_modes
-from xinit.guards import FLAG, ORIGINALS, left_alone
+from xinit.dtensor import check_view, first_words, is_sharded, pieces
+from xinit.guards import FLAG, ORIGINALS, check_kept, left_alone
 from xinit.keys import Key
-from xinit.ranks import first_key
-from xinit.sharding import check_view, is_sharded, pieces
 from xinit.subclasses import held
 from xinit.window import Window
 
@@ -68,22 +66,6 @@ def name_of(op: Any) -> str:
     """An operator's, without its overload's; with it where torch.compile is reading, which takes no string apart."""
     name: str = op.__name__
     return name if torch.compiler.is_compiling() else name.partition(".")[0]
-
-
-def check_kept(op: str, tensor: Tensor) -> None:
-    """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
-    if tensor._is_view():  # first: of a chunk, torch refuses to say more once another one has been written to
-        return
-    nodes = [tensor.grad_fn]
-    for node in nodes:  # which grows
-        if node is None or len(nodes) > 32:
-            continue
-        if isinstance(getattr(node, "variable", None), torch.nn.Parameter):
-            raise RuntimeError(
-                f"{op}: the tensor was computed from parameters, so that what is written to it would "
-                f"be lost, as to the weight of a parametrized layer: assign to that, layer.weight = ..., or fill tensor.detach()"
-            )
-        nodes += [following for following, _ in node.next_functions]
 
 
 def fill_scaled(
@@ -142,7 +124,7 @@ def one_key(op: str, tensor: Any, generator: Generator | None) -> Iterator[Key]:
     with without_modes():  # LocalTensorMode's among them, in which nothing has one value
         state = source.get_state()
         try:
-            yield first_key(tensor.device_mesh, Key.drawn(source))
+            yield Key(*first_words(tensor.device_mesh, Key.drawn(source).words))
         except Exception:
             source.set_state(state)
             raise
@@ -183,26 +165,3 @@ def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
         place["global_shape"] = window.global_shape
         place["offsets"] = window.offsets
     return place
-
-
-Axes = int | Sequence[int]
-
-
-def axes_of(op: str, argument: str, value: Axes) -> tuple[int, ...]:
-    """One axis or several, as a tuple."""
-    try:
-        return tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),)
-    except TypeError:
-        found = "a tensor" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"{op}: {argument} must be an axis or a sequence of axes, but found {found}") from None
-
-
-def slope_of(a: Any, nonlinearity: str) -> float:
-    """The negative slope, checked as torch checks it: only where it is used."""
-    if nonlinearity != "leaky_relu":
-        return 0.0
-    if a is None:
-        return 0.01
-    if isinstance(a, bool) or not isinstance(a, (int, float)):
-        raise ValueError(f"negative_slope {a} not a valid number")
-    return float(a)

@@ -1,4 +1,4 @@
-"""Distributions as values, and many tensors filled at once."""
+"""Distributions as values: what to draw into a tensor, or into the parts of one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 
 from xinit import _C
-from xinit._torch import below_vmap, constant_when_compiled, not_compiled, without_modes
-from xinit.calls import Axes, axes_of
-from xinit.init import FanMode, Nonlinearity, ScalingDistribution, ScalingMode, calculate_gain
-from xinit.keys import Key
-from xinit.sharding import check_view, is_sharded, pieces
-from xinit.subclasses import PLAIN, wraps
-from xinit.window import Window
+from xinit._torch import below_vmap, constant_when_compiled, without_modes
+from xinit.scaling import Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, calculate_gain
 
 _ops = torch.ops.xinit
-_fill_many_ = torch.ops.xinit.fill_many_.default
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 # Of what can be filled; complex numbers, with normal distributions and constants.
@@ -104,9 +98,6 @@ class Distribution:
         parts = [f"{self.fan} gain"] if self.fan else _PARAMETERS.get(self.name, ("value",))
         numbers = ", ".join(f"{part}={value:.6g}" for part, value in zip(parts, self.parameters, strict=True))
         return f"Distribution({self.name}, {numbers})"
-
-
-_FILLS = frozenset((Distribution,))  # others take the whole
 
 
 @constant_when_compiled
@@ -423,129 +414,3 @@ def rows(start: int, stop: int | None, distribution: Distribution, axis: int = 0
 
 
 What = Distribution | Blocks | Rows  # a recipe's values, resolved
-
-
-def fill_many_(
-    tensors: Sequence[Tensor],
-    distributions: Sequence[Distribution],
-    keys: Sequence[Key],
-    windows: Sequence[Window | None] | None = None,
-    names: Sequence[str] | None = None,
-) -> None:
-    """Fill many tensors at once: tensor i from distribution i with key i, each with the bits that it would get alone.
-
-    All tensors of a device are checked before the first of them changes. On a CPU all of them are shared out among the
-    threads as one; on a GPU the contiguous ones take one launch for each seed among the keys, however many they are.
-
-    Args:
-        tensors: of any shapes, strides and supported dtypes, on any devices; a ``DTensor`` gets this rank's part of the whole.
-        distributions: as many.
-        keys: as many.
-        windows: as many, or None: for a tensor that is part of a larger one, which part; None for one that is whole.
-        names: as many, or None: what errors call the tensors.
-
-    Raises:
-        ValueError: if the numbers differ, or a distribution or a window does not fit its tensor; see :mod:`xinit.init` for
-            the rest.
-
-    Example:
-        >>> import torch, xinit
-        >>> w, b = torch.empty(4, 3), torch.empty(4)
-        >>> key = xinit.Key(0)
-        >>> xinit.fill_many_([w, b], [xinit.kaiming_normal(), xinit.zeros()], [key.fold_in("w"), key.fold_in("b")])
-        >>> torch.equal(w, xinit.kaiming_normal_(torch.empty(4, 3), key=key.fold_in("w")))
-        True
-    """
-    count = len(tensors)
-    for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
-        if values is not None and len(values) != count:
-            raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
-    for what, values, kind in ("distributions", distributions, Distribution), ("keys", keys, Key):
-        if not all(isinstance(value, kind) for value in values):
-            wrong = next(value for value in values if not isinstance(value, kind))
-            raise TypeError(
-                f"fill_many_: {what} must be of type xinit.{kind.__name__}, but found {type(wrong).__name__}"
-            )
-    if not PLAIN.issuperset(map(type, tensors)):
-        for i, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"fill_many_: tensors must be torch.Tensors, but found {type(tensor).__name__} at index {i}"
-                )
-        if any(map(is_sharded, tensors)) or any(map(wraps, tensors)):
-            _fill_many_parts_(tensors, distributions, keys, windows, names)
-            return
-    if not _FILLS.issuperset(map(type, distributions)):
-        _fill_many_wholes_(tensors, distributions, keys, windows, names)
-        return
-    devices = [tensor.device for tensor in tensors]
-    for device in dict.fromkeys(devices):
-        indices = [i for i, other in enumerate(devices) if other == device]
-        places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
-        resolved = [distributions[i] for i in indices]
-        for at, distribution in enumerate(resolved):
-            if distribution.fan:
-                whole = places[at].global_shape if places else tensors[indices[at]].shape
-                resolved[at] = zeros() if 0 in whole else distribution.resolve(whole)
-        _fill_many_(
-            [tensors[i] for i in indices],
-            [d.name for d in resolved],
-            [parameter for d in resolved for parameter in d.parameters],
-            [word for i in indices for word in keys[i].words],
-            [] if names is None else [names[i] for i in indices],
-            [size for place in places for size in place.global_shape],
-            [offset for place in places for offset in place.offsets],
-        )
-
-
-@not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
-def _fill_many_parts_(
-    tensors: Sequence[Tensor],
-    distributions: Sequence[Distribution],
-    keys: Sequence[Key],
-    windows: Sequence[Window | None] | None,
-    names: Sequence[str] | None,
-) -> None:
-    called = names or [f"tensor {i}" for i in range(len(tensors))]
-    parts: list[tuple[Tensor, Distribution, Key, Window | None, str]] = []
-    for i, (tensor, name) in enumerate(zip(tensors, called, strict=True)):
-        window = windows[i] if windows is not None else None
-        if is_sharded(tensor) and window is not None:
-            raise ValueError(f"fill_many_: {name} is a DTensor, which knows which part of the whole it is: no window")
-        if is_sharded(tensor):
-            check_view(tensor, f"fill_many_: {name}")
-        for part, where in pieces(tensor, f"fill_many_: {name}"):
-            parts.append((part, distributions[i], keys[i], where or window, name))
-    fill_many_(*zip(*parts, strict=True))
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if is_sharded(tensor) or wraps(tensor)])
-
-
-def _fill_many_wholes_(
-    tensors: Sequence[Tensor],
-    distributions: Sequence[Any],
-    keys: Sequence[Key],
-    windows: Sequence[Window | None] | None,
-    names: Sequence[str] | None,
-) -> None:
-    """What does not take the whole first, in one fill, which checks all tensors; then, over it, one whole at a time."""
-    drawn, wholes = list(distributions), dict[Any, list[tuple[Tensor, Window]]]()
-    for i, (tensor, distribution) in enumerate(zip(tensors, distributions, strict=True)):
-        if distribution.by_whole:
-            where = _window(i, tensor, windows[i] if windows is not None else None)
-            matrix = distribution.resolve(where.global_shape)
-            matrix.check(names[i] if names is not None else f"tensor {i}", tensor.dtype)
-            drawn[i] = matrix.drawn
-            wholes.setdefault((matrix, keys[i], tensor.device, tensor.dtype), []).append((tensor, where))
-    fill_many_(tensors, drawn, keys, windows, names)
-    for (matrix, key, _, _), parts in wholes.items():
-        matrix.finish_(parts, lambda key=key: {"key": key.fold_in(0).words})
-
-
-def _window(index: int, tensor: Tensor, window: Window | None) -> Window:
-    if window is None:
-        return Window(tuple(tensor.shape), (0,) * tensor.dim())
-    if len(window.offsets) != tensor.dim():
-        raise ValueError(
-            f"fill_many_: the window at index {index} has {len(window.offsets)} dimensions, but its tensor {tensor.dim()}"
-        )
-    return window

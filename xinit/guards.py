@@ -108,3 +108,26 @@ def _outside() -> int:
 def switched_off() -> bool:
     """Whether initialisation is a no-op here."""
     return skips(init.normal_, torch.empty(1, device="cpu"))
+
+
+def check_kept(op: str, tensor: Tensor) -> None:
+    """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
+    if tensor._is_view():  # first: of a chunk, torch refuses to say more once another one has been written to
+        return
+    nodes = [tensor.grad_fn]
+    for node in nodes:  # which grows
+        if node is None or len(nodes) > 32:
+            continue
+        if isinstance(getattr(node, "variable", None), torch.nn.Parameter):
+            raise RuntimeError(
+                f"{op}: the tensor was computed from parameters, so that what is written to it would "
+                f"be lost, as to the weight of a parametrized layer: assign to that, layer.weight = ..., or fill tensor.detach()"
+            )
+        nodes += [following for following, _ in node.next_functions]
+
+
+def check_can_wait(op: str, tensor: Tensor) -> None:
+    """For what is more than operators, so that it cannot be put off: whether a tensor's class puts off what is done to it."""
+    refuse = getattr(type(tensor), "_xinit_cannot_wait", None)
+    if refuse is not None:
+        refuse(op)

@@ -37,15 +37,16 @@ and raise
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
-from xinit.calls import Axes, axes_of, fill, fill_scaled, slope_of
+from xinit.calls import fill, fill_scaled
 from xinit.keys import Key
+from xinit.scaling import Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, slope_of
+from xinit.scaling import calculate_gain as calculate_gain
 from xinit.window import Window
 
 _ops = torch.ops.xinit
@@ -58,14 +59,6 @@ _kaiming_uniform_ = _ops.kaiming_uniform_.default
 _kaiming_normal_ = _ops.kaiming_normal_.default
 _variance_scaling_ = _ops.variance_scaling_.default
 
-Nonlinearity = Literal[
-    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sigmoid", "tanh",
-    "relu", "leaky_relu", "selu",
-]  # fmt: skip
-FanMode = Literal["fan_in", "fan_out"]
-ScalingMode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
-ScalingDistribution = Literal["truncated_normal", "normal", "uniform"]
-
 
 def __getattr__(name: str) -> Any:
     """The rest of ``torch.nn.init``'s names, which are defined elsewhere: ``from xinit import init`` has all of them too."""
@@ -74,29 +67,6 @@ def __getattr__(name: str) -> Any:
     if hasattr(init, name) and name in xinit.__all__:
         return getattr(xinit, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
-    """The recommended gain for a nonlinearity, as ``torch.nn.init.calculate_gain``.
-
-    Args:
-        nonlinearity: "linear", "conv1d" to "conv3d", "conv_transpose1d" to "conv_transpose3d" or "sigmoid" (1), "tanh" (5/3),
-            "relu" (sqrt 2), "leaky_relu" (sqrt(2 / (1 + param²))) or "selu" (3/4).
-        param: the negative slope of leaky_relu, 0.01 by default.
-
-    Raises:
-        ValueError: if the nonlinearity is another one, or the slope not a number.
-
-    Example:
-        >>> import xinit
-        >>> round(xinit.calculate_gain("leaky_relu", 0.2), 6)
-        1.38675
-    """
-    slope = slope_of(0.01 if param is None else param, nonlinearity)
-    if not -math.inf < slope < math.inf:  # which torch.compile can trace, as it cannot math.isfinite
-        raise ValueError(f"negative_slope {slope} not a valid number")
-    gain: Any = torch.nn.init.calculate_gain  # in Python, which torch.compile can trace
-    return float(gain(nonlinearity, slope))
 
 
 def uniform_(

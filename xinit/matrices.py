@@ -13,18 +13,18 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, ClassVar, NoReturn, SupportsIndex
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
 from xinit.calls import fill, one_key
-from xinit.constants import Part, centre_of, parts_of, write_diagonals
 from xinit.distributions import DTYPES, Distribution, factory, numbers, refuse
-from xinit.guards import left_alone
+from xinit.dtensor import is_sharded, view
+from xinit.guards import check_can_wait, left_alone
 from xinit.keys import Key
-from xinit.sharding import is_sharded, view
+from xinit.parts import Part, centre_of, parts_of, write_diagonals
 from xinit.subclasses import held, wraps
 from xinit.window import Window
 
@@ -442,9 +442,7 @@ def _fill_matrix(
         raise RuntimeError(
             f"Expected a '{tensor.device.type}' device type for generator but found '{generator.device.type}'"
         )
-    from xinit.late import check_is_not_late  # which takes this module
-
-    check_is_not_late(op, tensor)
+    check_can_wait(op, tensor)
     # What is left to be checked, the operator checks.
     if what.name == "sparse":
         fill(_normal_, None, tensor, what.drawn.parameters, generator, key, window)
@@ -464,3 +462,12 @@ def _fill_matrix(
     if is_sharded(tensor) or wraps(tensor):
         torch.autograd.graph.increment_version(tensor)
     return tensor
+
+
+def eye(*args: Any, **kwargs: Any) -> NoReturn:
+    """The old name of :func:`xinit.eye_`.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError("eye: fills nothing; eye_ fills a tensor, and identity makes a distribution")

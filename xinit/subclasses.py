@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor is strided memory and nothing else: not fake, sharded, quantized, or still without a shape."""
+    return (
+        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and not is_lazy(tensor)
+    )
 
 
 def wraps(tensor: Tensor) -> bool:

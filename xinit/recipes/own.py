@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from xinit._torch import without_modes
-from xinit.accelerate import plain
-from xinit.deferred import deferred, is_deferring
 from xinit.distributions import Distribution, constant
 from xinit.guards import FLAG
+from xinit.history.replay import needed
+from xinit.history.simplify import Record
 from xinit.keys import Key
-from xinit.materialize import materialize_
-from xinit.plans import describe
-from xinit.replay import needed
-from xinit.simplify import Record
-from xinit.writes import canonical_name
+from xinit.lazy.context import deferred, is_deferring
+from xinit.lazy.materialize import materialize_
+from xinit.parameters.names import canonical_name
+from xinit.parameters.plans import describe
+from xinit.subclasses import plain
 
 _SMALL = 1 << 16  # elements: what is computed, rather than drawn, is looked at up to this size
 

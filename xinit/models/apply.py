@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from xinit.accelerate import plain
-from xinit.buffers import Buffers, as_floats, buffers_of
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
+from xinit.dtensor import is_sharded, local_of, pieces
+from xinit.fill import bar_of
 from xinit.generators import governed
 from xinit.guards import loaded as is_loaded
 from xinit.guards import quiet, switched_off
-from xinit.guesses import Judge, glob
 from xinit.keys import Key
-from xinit.plans import Plan, Row, describe
-from xinit.ranks import Ranks, reshard
-from xinit.recipes import Recipe, rules_of
-from xinit.sharding import is_sharded, local_of, pieces
-from xinit.sites import (
+from xinit.models.buffers import Buffers, as_floats, buffers_of
+from xinit.parallel.ranks import Ranks, reshard
+from xinit.parameters.names import canonical_name
+from xinit.parameters.plans import Plan, Row, describe
+from xinit.parameters.sites import (
     Patterns,
     Site,
     known_unwritten,
@@ -39,9 +38,11 @@ from xinit.sites import (
     some,
     unwritten,
 )
-from xinit.subclasses import held
-from xinit.torch_modules import rule_of
-from xinit.writes import Write, bar_of, canonical_name, fill_writes_, writes_of
+from xinit.parameters.writes import Write, fill_writes_, writes_of
+from xinit.recipes import Recipe, rules_of
+from xinit.recipes.guesses import Judge, glob
+from xinit.recipes.torch_modules import rule_of
+from xinit.subclasses import held, plain
 
 
 @dataclass(slots=True)
@@ -221,7 +222,7 @@ def _write(steps: list[Step], key: Key, progress: bool) -> None:
     for step in direct:
         parameter, what = step.site.parameter, step.what
         if isinstance(what, Distribution) and what.name == "constant" and not parameter.is_inference():
-            parameter.__dict__["_xinit_set"] = parameter._version  # see xinit.guesses
+            parameter.__dict__["_xinit_set"] = parameter._version  # see xinit.recipes.guesses
 
 
 def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:

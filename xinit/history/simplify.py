@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xinit.distributions import DTYPES, Distribution
-from xinit.record import Node, Ref, Store, now, ref
+from xinit.history.storages import Node, Ref, Store, now, ref
 from xinit.window import Window
 
 _aten = torch.ops.aten

@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit._torch import is_fake
-from xinit.accelerate import plain, truncated_normal_in_one_operator
-from xinit.late import watch
-from xinit.plans import Plan, Row, describe
-from xinit.record import (
+from xinit.history.replay import needed
+from xinit.history.simplify import fills, record_of
+from xinit.history.storages import (
     Ref,
     Store,
     known,
@@ -31,13 +30,15 @@ from xinit.record import (
     purge,
     ref,
     store_of,
-    version_of,
     without_memory,
 )
-from xinit.recorder import INDEXES, Recorder, as_tensors
-from xinit.replay import needed
-from xinit.simplify import fills, record_of
-from xinit.sites import some
+from xinit.lazy.accelerate import truncated_normal_in_one_operator
+from xinit.lazy.late import watch
+from xinit.lazy.recorder import INDEXES, Recorder, as_tensors
+from xinit.parameters.names import version_of
+from xinit.parameters.plans import Plan, Row, describe
+from xinit.parameters.sites import some
+from xinit.subclasses import plain
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]

@@ -32,19 +32,10 @@ from typing import Any, Union
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from xinit.distributions import (
-    Distribution,
-    What,
-    normal,
-    ones,
-    trunc_normal,
-    variance_scaling,
-    xavier_uniform,
-    zeros,
-)
-from xinit.sites import Pattern, Predicate, depths, predicate
-from xinit.torch_modules import resets_as, rule_of
-from xinit.writes import canonical_name
+from xinit.distributions import Distribution, What, normal, ones, trunc_normal, variance_scaling, xavier_uniform, zeros
+from xinit.parameters.names import canonical_name
+from xinit.parameters.sites import Pattern, Predicate, depths, predicate
+from xinit.recipes.torch_modules import resets_as, rule_of
 
 Value = What | Callable[[str, nn.Parameter, nn.Module], What | None]
 Rules = Mapping[Any, Value]

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from xinit._torch import without_modes
-from xinit.accelerate import plain
 from xinit.distributions import Distribution, What, constant
-from xinit.own_init import Own, OwnInit
-from xinit.plans import describe
-from xinit.sites import Site
-from xinit.torch_modules import rule_of
+from xinit.parameters.plans import describe
+from xinit.parameters.sites import Site
+from xinit.recipes.own import Own, OwnInit
+from xinit.recipes.torch_modules import rule_of
+from xinit.subclasses import plain
 
 # What matrices of transformers are called when they are parameters of no module that says what they are.
 _MATRIX = re.compile(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit.distributions import fill_many_
+from xinit.dtensor import view
+from xinit.fill import fill_many_
+from xinit.history.simplify import box
+from xinit.history.storages import Data, Node, Ref, Store
 from xinit.keys import Key
 from xinit.matrices import one_thread
-from xinit.record import Data, Node, Ref, Store
-from xinit.sharding import view
-from xinit.simplify import box
 from xinit.window import Window
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from xinit.distributions import Distribution, fill_many_, zeros
+from xinit.distributions import Distribution, zeros
+from xinit.dtensor import view
+from xinit.fill import fill_many_
 from xinit.keys import Key
-from xinit.sharding import view
 from xinit.window import Window
 
 Shape = tuple[int, ...]

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from xinit._torch import of_class
-from xinit.accelerate import plain, truncated_normal_in_one_operator
-from xinit.record import store_of
-from xinit.recorder import INDEXES, Recorder, as_tensors, is_recording
+from xinit.guards import check_can_wait
+from xinit.history.storages import store_of
+from xinit.lazy.accelerate import truncated_normal_in_one_operator
+from xinit.lazy.recorder import INDEXES, Recorder, as_tensors, is_recording
+from xinit.subclasses import plain
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
@@ -33,6 +35,15 @@ class Late:
         """Who makes a tensor of the class of one of these, of real values, is to get one of its own class."""
         return (nn.Parameter if cls._xinit_class is Tensor else cls._xinit_class)(*args, **kwargs)
 
+    @staticmethod
+    def _xinit_cannot_wait(op: str) -> None:
+        """See :func:`xinit.guards.check_can_wait`."""
+        if not is_recording():
+            raise RuntimeError(
+                f"deferred: {op} does nothing on the meta device, where this tensor is until materialize_: do it within another "
+                f"xinit.deferred() context"
+            )
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -41,7 +52,7 @@ class Late:
         if func == _IS_META:
             caller = sys._getframe(1)
             if caller.f_globals.get("__name__") == init.__name__:
-                check_is_not_late(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
+                check_can_wait(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
             if caller.f_code.co_name == "_load_from_state_dict":
                 return False  # or torch warns that the copy, which is recorded, is a no-op
         with torch._C.DisableTorchFunctionSubclass():
@@ -104,15 +115,6 @@ def _telling_where_to() -> Iterator[None]:
             "Cannot copy out of meta tensor; no data! What deferred() has left without gets it on its device by "
             "xinit.materialize_(model, device), which to_empty() would prevent"
         ) from None
-
-
-def check_is_not_late(op: str, tensor: Tensor) -> None:
-    """For what fills only what has memory, or does so in more than operators."""
-    if isinstance(tensor, Late) and not is_recording():
-        raise RuntimeError(
-            f"deferred: {op} does nothing on the meta device, where this tensor is until materialize_: do it within another "
-            f"xinit.deferred() context"
-        )
 
 
 def _is_as_seen(tensor: Any) -> bool:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xinit.distributions import DTYPES
+from xinit.history.storages import torchs_complex_normal
+from xinit.subclasses import plain
 
 _aten, _ops = torch.ops.aten, torch.ops.xinit
-
-
-def plain(tensor: Tensor) -> bool:
-    """Whether a tensor is strided memory and nothing else: not fake, sharded, quantized, or still without a shape."""
-    return (
-        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
-        and tensor.layout is torch.strided
-        and not tensor.is_quantized
-        and not is_lazy(tensor)
-    )
 
 
 def _drawable(tensor: Tensor) -> bool:
@@ -86,11 +77,6 @@ for _suffix, _empty in ("", _aten.empty.memory_format), ("_like", _aten.empty_li
         _packet = getattr(_aten, _name + _suffix)
         for _overload in {"default", "generator"} & set(_packet.overloads()):
             _FACTORIES[getattr(_packet, _overload)] = (_empty, _fill, 0)
-
-
-def torchs_complex_normal(fill: Any, parameters: Sequence[float]) -> bool:
-    """Whether torch draws complex numbers by the same rule: it adds a mean to the imaginary part too, and draws uniforms."""
-    return fill in (_ops.normal_.default, _aten.normal_.default) and not any(parameters[:1])
 
 
 def _draw(fill: Any, tensor: Tensor, parameters: tuple[float, ...], generator: Generator | None) -> bool:

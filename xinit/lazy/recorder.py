@@ -13,11 +13,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit.accelerate import plain, torchs_complex_normal
 from xinit.distributions import DTYPES, FLOAT8, Distribution
+from xinit.history.replay import needed, replay
+from xinit.history.storages import (
+    Data,
+    Node,
+    Ref,
+    Store,
+    distribution,
+    known,
+    mark_raw,
+    now,
+    on_meta,
+    ref,
+    store_of,
+    torchs_complex_normal,
+)
 from xinit.keys import Key
-from xinit.record import Data, Node, Ref, Store, distribution, known, mark_raw, now, on_meta, ref, store_of
-from xinit.replay import needed, replay
+from xinit.subclasses import plain
 
 _aten = torch.ops.aten
 _EMPTY = frozenset(

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xinit._torch import local_tensor, of_class, without_modes
-from xinit.accelerate import plain
+from xinit.dtensor import cut, is_sharded, outside, with_memory
+from xinit.history.replay import needed, replay
+from xinit.history.simplify import Record, box, origin, record_of, record_of_view
+from xinit.history.storages import Node, Ref, Store, is_raw, now, ordinary_tensors, purge, store_of
 from xinit.keys import Key
-from xinit.late import Late, own_class, release
-from xinit.ranks import Ranks, offloaded
-from xinit.record import Node, Ref, Store, is_raw, now, ordinary_tensors, purge, store_of, version_of
-from xinit.replay import needed, replay
-from xinit.sharding import cut, is_sharded, outside, with_memory
-from xinit.simplify import Record, box, origin, record_of, record_of_view
-from xinit.sites import known_unwritten, mark_unwritten, some
-from xinit.subclasses import held, rewrap
-from xinit.writes import Write, canonical_name, fill_writes_, tensors_of
+from xinit.lazy.late import Late, own_class, release
+from xinit.parallel.ranks import Ranks, offloaded
+from xinit.parameters.names import canonical_name, tensors_of, version_of
+from xinit.parameters.sites import known_unwritten, mark_unwritten, some
+from xinit.parameters.writes import Write, fill_writes_
+from xinit.subclasses import held, plain, rewrap
 
 
 class _Target:

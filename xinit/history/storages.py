@@ -24,7 +24,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from xinit._torch import of_class
-from xinit.accelerate import torchs_complex_normal
 from xinit.distributions import (
     DTYPES,
     Distribution,
@@ -335,11 +334,6 @@ def ordinary_tensors() -> Iterator[None]:
         yield
 
 
-def version_of(tensor: Tensor) -> int:
-    """How often it was written to; a tensor that was made in ``torch.inference_mode`` does not count that."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def mark_raw(tensor: Tensor) -> None:
     """Of memory that was made for a deferred tensor without its values, as by ``to_empty()``: know it again as long as nothing is
     written there."""
@@ -407,3 +401,8 @@ def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Dist
         return None
     what = Distribution(name, tuple(map(float, given)))
     return what if what.fits(args[0].dtype) else None
+
+
+def torchs_complex_normal(fill: Any, parameters: Sequence[float]) -> bool:
+    """Whether torch draws complex numbers by the same rule: it adds a mean to the imaginary part too, and draws uniforms."""
+    return fill in (_ops.normal_.default, _aten.normal_.default) and not any(parameters[:1])

@@ -55,7 +55,7 @@ def local_boxes(
 
     Example:
         >>> from torch.distributed.tensor import Shard
-        >>> from xinit.sharding import local_boxes
+        >>> from xinit.dtensor import local_boxes
         >>> local_boxes((10, 4), (4,), (3,), [Shard(0)])
         [Box(local=(0, 0), offsets=(9, 0), shape=(1, 4))]
     """
@@ -172,7 +172,7 @@ def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | 
 
     Example:
         >>> import torch
-        >>> from xinit.sharding import pieces
+        >>> from xinit.dtensor import pieces
         >>> pieces(torch.zeros(2))
         [(tensor([0., 0.]), None)]
     """
@@ -286,3 +286,23 @@ def view(tensor: Tensor, start: Iterable[int], shape: Shape) -> Tensor:
     if shape == tensor.shape:
         return tensor
     return tensor[tuple(slice(a, a + size) for a, size in zip(start, shape, strict=True))]
+
+
+def first_words(mesh: Any, key: Sequence[int]) -> list[int]:
+    """The seed and stream of a key's words, those of the mesh's first rank, on all of them.
+
+    One small broadcast along each dimension, or one in all.
+    """
+    distributed: Any = torch.distributed
+    coordinate = mesh.get_coordinate()
+    if not distributed.is_initialized() or coordinate is None or simulated(mesh) or mesh.size() == 1:
+        return [word % 2**64 for word in key]
+    words = torch.tensor(key, device=mesh.device_type)
+    if mesh.size() == distributed.get_world_size():
+        distributed.broadcast(words, int(mesh.mesh.flatten()[0]))
+    else:
+        for dim, size in enumerate(mesh.shape):
+            if size > 1:
+                first = mesh.mesh[(*coordinate[:dim], 0, *coordinate[dim + 1 :])]
+                distributed.broadcast(words, int(first), group=mesh.get_group(dim))
+    return [word % 2**64 for word in words.tolist()]

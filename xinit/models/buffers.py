@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel
 
+from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
-from xinit.sharding import is_sharded
-from xinit.sites import Place, Site, known_unwritten, mark_unwritten, never_written
-from xinit.torch_modules import resets_as, rule_of
-from xinit.writes import canonical_name
+from xinit.parameters.names import canonical_name
+from xinit.parameters.sites import Place, Site, known_unwritten, mark_unwritten, never_written
+from xinit.recipes.torch_modules import resets_as, rule_of
 
 # How modules make their buffers, by the names under which torch, timm, torchtitan and others have it; without arguments.
 _OWN = (

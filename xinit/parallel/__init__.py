@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from xinit.distributions import Distribution
-from xinit.layouts import Layout, Piece, check_axis, check_rank, fill_layouts_, with_size
-from xinit.ranks import reshard
+from xinit.parallel.layouts import Layout, Piece, check_axis, check_rank, fill_layouts_, with_size
+from xinit.parallel.ranks import reshard
+from xinit.parameters.names import canonical_name
 from xinit.window import Window
-from xinit.writes import canonical_name
 
 __all__ = ["Layout", "cat", "fill_layouts_", "interleave", "parameter", "renamed", "stack"]
 

@@ -8,26 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xinit.dtensor import first_words, is_sharded, simulated
 from xinit.keys import Key
-from xinit.sharding import is_sharded, simulated
-
-
-def first_key(mesh: Any, key: Key) -> Key:
-    """That of the mesh's first rank, on all of them: one small broadcast along each dimension, or one in all."""
-    distributed: Any = torch.distributed
-    coordinate = mesh.get_coordinate()
-    if not distributed.is_initialized() or coordinate is None or simulated(mesh) or mesh.size() == 1:
-        return key
-    words = torch.tensor(key.words, device=mesh.device_type)
-    if mesh.size() == distributed.get_world_size():
-        distributed.broadcast(words, int(mesh.mesh.flatten()[0]))
-    else:
-        for dim, size in enumerate(mesh.shape):
-            if size > 1:
-                first = mesh.mesh[(*coordinate[:dim], 0, *coordinate[dim + 1 :])]
-                distributed.broadcast(words, int(first), group=mesh.get_group(dim))
-    seed, stream = words.tolist()
-    return Key(seed, stream % 2**64)
 
 
 class Ranks:
@@ -72,7 +54,7 @@ class Ranks:
 
     def first_key(self, key: Key) -> Key:
         """The first rank's, on all of them."""
-        return key if self.mesh is None else first_key(self.mesh, key)
+        return key if self.mesh is None else Key(*first_words(self.mesh, key.words))
 
     def copies(self, tensor: Any) -> list[tuple[Any, int]]:
         """The dimensions of meshes along which the ranks hold the same of a tensor as this one.

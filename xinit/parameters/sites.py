@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xinit.computed import Computed, computed_of
 from xinit.guards import loaded
-from xinit.record import version_of
-from xinit.writes import canonical_name
+from xinit.parameters.computed import Computed, computed_of
+from xinit.parameters.names import canonical_name, version_of
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 Pattern = str | type[nn.Module] | Predicate

@@ -1,0 +1,1 @@
+"""What was done to storages, operator by operator: written down, read as distributions, or done again."""

@@ -1,0 +1,1 @@
+"""Whole models: initialised by a recipe, and compared."""
