@@ -85,11 +85,12 @@ def cuda_dirs():
     return [str(d) for d in (*headers[:1], *sorted(packages.glob("cu*/include")))], libraries[:1]
 
 
-def sources(*suffixes):
-    return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in suffixes)
+def sources(of_module, *suffixes):
+    """Those of xinit._C, which alone need Python, or all others."""
+    found = (p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*") if p.suffix in suffixes)
+    return sorted(str(p) for p in found if (p.parent.name == "python") == of_module)
 
 
-BINDINGS = str(Path("csrc", "bindings.cpp"))
 INCLUDE = str(ROOT / "xinit" / "include")
 
 
@@ -105,7 +106,7 @@ def library():
         include_dirs, library_dirs = cuda_dirs()
         made = cpp_extension.CUDAExtension(
             "xinit.libxinit",
-            sources(".cpp", ".cu"),
+            sources(False, ".cpp", ".cu"),
             include_dirs=[INCLUDE, *include_dirs],
             library_dirs=library_dirs,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
@@ -113,9 +114,8 @@ def library():
         )
     else:
         made = cpp_extension.CppExtension(
-            "xinit.libxinit", sources(".cpp"), include_dirs=[INCLUDE], extra_compile_args=CXX_FLAGS, **common
+            "xinit.libxinit", sources(False, ".cpp"), include_dirs=[INCLUDE], extra_compile_args=CXX_FLAGS, **common
         )
-    made.sources.remove(BINDINGS)
     made.libraries.remove("torch_python")
     return made
 
@@ -123,7 +123,7 @@ def library():
 def module():
     return cpp_extension.CppExtension(
         "xinit._C",
-        [BINDINGS],
+        sources(True, ".cpp"),
         include_dirs=[INCLUDE],
         libraries=["xinit"],
         runtime_library_dirs=["$ORIGIN"],

@@ -4,9 +4,9 @@
 #include <torch/csrc/utils/pybind.h>
 #include <xinit/xinit.h>
 
-#include "ops.h"
-#include "philox.h"
-#include "plan.h"
+#include "../ops.h"
+#include "../philox.h"
+#include "../plan.h"
 
 namespace py = pybind11;
 
