@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import xinit
-from xinit import __main__
-from xinit.cli import demo
+from xinit.cli import demo, main
 
 FINGERPRINT = "a4e4b80fffeb70fa5a25139955337320"  # of contract version 1, small sizes, seed 0
 SMALL = ("demo", "--small", "--device", "cpu")
@@ -24,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["xinit", *arguments])
-        return __main__.main(), capsys.readouterr().out
+        return main(), capsys.readouterr().out
 
     return run
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import xinit
+from xinit.cli import one_line
 
 ROUNDS = 3  # of each way in turn; the best counts
 LIMIT = 5.0  # standard errors
@@ -137,9 +138,13 @@ def report(rule: Rule, tensors: list[Tensor]) -> tuple[list[str], bool]:
     ], good
 
 
-def main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Print table, times and fingerprint. Returns 1 if a standard deviation is not what it should be, otherwise 0."""
-    key = xinit.Key(arguments.seed)
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with one_line(f"--device {arguments.device}"):
+        torch.empty(0, device=arguments.device)
+    with one_line(f"--seed {arguments.seed}"):
+        key = xinit.Key(arguments.seed)
     theirs = ours = inf
     for _ in range(ROUNDS):
         start = perf_counter()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from xinit._load import built
 
-DEMO = "build a GPT-2 and a ResNet deferred; print what comes out beside theory, and the time of the plain constructors"
-PLAN = "print what a recipe would do to each parameter of a model, which is built without memory"
-INFO = "print the version, and what it was built with"
-STATUS = "exit status: 0 if all is well, 1 if problems were found, 2 if the command could not be carried out"
-EXAMPLES = """examples:
-  xinit plan transformers:LlamaConfig hidden_size=256 num_hidden_layers=4
-  xinit plan transformers:GPT2LMHeadModel --recipe gpt2 --only '*.c_proj.*'
-  xinit plan torch.nn:Transformer 256 nhead=4
-  xinit plan mypackage.models:Net width=64 --recipe mup --all"""
+STATUS = """\
+exit status: 0 if all is well, 1 if problems were found,
+2 if the command could not be carried out"""
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse's, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"xinit: error: {message} (see {self.prog} --help)\n")
 
 
 class Version(argparse.Action):
@@ -33,42 +35,90 @@ class Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(prog="xinit", description="Weight initialisation for PyTorch.", epilog=STATUS)
+def target(text: str) -> str:
+    """The type of an argument that :func:`xinit.cli.target.build` takes."""
+    if not all(text.partition(":")):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form package.module:Class")
+    return text
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """``target`` and ``arguments``, for :func:`xinit.cli.target.build`."""
+    verb.add_argument(
+        "target",
+        metavar="package.module:Class",
+        type=target,
+        help="a model's class, or a transformers configuration's",
+    )
+    verb.add_argument("arguments", nargs="*", metavar="name=value", help="what to construct it with")
+
+
+def demo(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seed", type=int, default=0, help="of the key from which every weight's own is derived")
+    verb.add_argument("--device", help="by default cuda if there is a GPU, or else cpu")
+    verb.add_argument("--small", action="store_true", help="the same models with few weights")
+
+
+def plan(verb: argparse.ArgumentParser) -> None:
+    add_model(verb)
+    verb.add_argument("--recipe", help="a name; by default the model's own if there is one, or else torch")
+    verb.add_argument("--only", action="append", metavar="GLOB", help="only the parameters with such a name")
+    verb.add_argument("--skip", action="append", metavar="GLOB", help="but not those with such a name")
+    verb.add_argument("--all", action="store_true", help="a line for each parameter, not one for all layers")
+
+
+class Verb(NamedTuple):
+    """What the command line can be asked to do, by ``run`` of the module of the verb's name in :mod:`xinit.cli`.
+
+    Attributes:
+        help: what it does, in a line.
+        add: adds its arguments to its parser.
+        examples: shell commands, one a line.
+    """
+
+    help: str
+    add: Callable[[argparse.ArgumentParser], None] = lambda verb: None
+    examples: str = ""
+
+
+VERBS = {
+    "info": Verb("print the version, and what it was built with"),
+    "demo": Verb(
+        "initialise a GPT-2 and a ResNet, and hold each kind of weight against theory, and the time against torch's",
+        demo,
+    ),
+    "plan": Verb(
+        "print what a recipe would do to each parameter of a model, which is built without memory",
+        plan,
+        """\
+xinit plan transformers:LlamaConfig hidden_size=256 num_hidden_layers=4
+xinit plan transformers:GPT2LMHeadModel --recipe gpt2 --only '*.c_proj.*'
+xinit plan torch.nn:Transformer 256 nhead=4
+xinit plan mypackage.models:Net width=64 --recipe mup --all""",
+    ),
+}
+
+
+def parser() -> Parser:
+    top = Parser(prog="xinit", description="Weight initialisation for PyTorch.", epilog=STATUS)
     top.add_argument("--version", action=Version)
-    commands = top.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("info", help=INFO, description=INFO, epilog=STATUS)
-
-    demo = commands.add_parser("demo", help=DEMO, description=DEMO, epilog=STATUS)
-    demo.add_argument("--seed", type=int, default=0, help="of the key from which every weight's own is derived")
-    demo.add_argument("--device", help="by default cuda if there is a GPU, or else cpu")
-    demo.add_argument("--small", action="store_true", help="the same models with few weights")
-
-    plan = commands.add_parser(
-        "plan", help=PLAN, description=PLAN, epilog=f"{EXAMPLES}\n\n{STATUS}", formatter_class=raw
-    )
-    plan.add_argument(
-        "target", metavar="package.module:Class", help="a model's class, or a transformers configuration's"
-    )
-    plan.add_argument("arguments", nargs="*", metavar="name=value", help="what to construct it with")
-    plan.add_argument("--recipe", help="a name; by default the model's own if there is one, or else torch")
-    plan.add_argument("--only", action="append", metavar="GLOB", help="only the parameters with such a name")
-    plan.add_argument("--skip", action="append", metavar="GLOB", help="but not those with such a name")
-    plan.add_argument("--all", action="store_true", help="a line for each parameter, not one for all layers")
+    verbs = top.add_subparsers(dest="verb", metavar="command", required=True)
+    for name, verb in VERBS.items():
+        examples = "".join(f"  {line}\n" for line in verb.examples.splitlines())
+        epilog = f"examples:\n{examples}\n{STATUS}" if examples else STATUS
+        layout = argparse.RawDescriptionHelpFormatter if examples else argparse.HelpFormatter
+        added = verbs.add_parser(name, help=verb.help, description=verb.help, epilog=epilog, formatter_class=layout)
+        verb.add(added)
     return top
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Exits with 0 after help or a version, and with 2 after an error."""
+    """What they ask for: ``verb`` and its arguments. Exits with 0 after help or a version, and with 2 after an error."""
     top = parser()
     if not arguments:
         top.print_help()
         top.exit()
-    parsed = top.parse_args(arguments)
-    if parsed.command == "plan" and not all(parsed.target.partition(":")):
-        top.error(f"{parsed.target} is not of the form package.module:Class")
-    return parsed
+    return top.parse_args(arguments)
 
 
 def is_running() -> bool:
