@@ -211,6 +211,7 @@ double calculate_gain(std::string_view nonlinearity, double slope) {
                     " not a valid number");
   if (nonlinearity == "leaky_relu") return std::sqrt(2.0 / (1 + slope * slope));
   if (nonlinearity == "selu") return 3.0 / 4;
+  if (nonlinearity == "gain") return slope;  // what Python has worked out for any other function
   C10_THROW_ERROR(ValueError, c10::str("Unsupported nonlinearity ", nonlinearity));
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xinit import _C
 from xinit._torch import below_vmap, constant_when_compiled, without_modes
-from xinit.scaling import Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, calculate_gain
+from xinit.scaling import TORCHS, Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, calculate_gain
 
 _ops = torch.ops.xinit
 
@@ -189,11 +189,12 @@ def _scaled(
     return Distribution(name, (gain,), fan, *axes, groups)
 
 
-def _kaiming(op: str, name: str, a: float, mode: str, nonlinearity: str, *axes: Any) -> Distribution:
+def _kaiming(op: str, name: str, a: float, mode: str, nonlinearity: Nonlinearity, *axes: Any) -> Distribution:
     (slope,) = numbers(op, a=a)
-    mode, nonlinearity = _string(op, "mode", mode).lower(), _string(op, "nonlinearity", nonlinearity)
-    gain = calculate_gain(nonlinearity, a if isinstance(a, bool) else slope)  # type: ignore[arg-type]
-    _check(op, slope, mode, nonlinearity)
+    mode = _string(op, "mode", mode).lower()
+    torchs = isinstance(nonlinearity, str) and nonlinearity in TORCHS
+    gain = calculate_gain(nonlinearity, a if isinstance(a, bool) else slope if torchs else slope or None)
+    _check(op, gain, mode, "gain")
     return _scaled(op, name, gain, mode, *axes)
 
 

@@ -45,7 +45,17 @@ from torch.nn import init
 
 from xinit.calls import fill, fill_scaled
 from xinit.keys import Key
-from xinit.scaling import Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, slope_of
+from xinit.scaling import (
+    TORCHS,
+    Axes,
+    FanMode,
+    Nonlinearity,
+    ScalingDistribution,
+    ScalingMode,
+    axes_of,
+    gain_of,
+    slope_of,
+)
 from xinit.scaling import calculate_gain as calculate_gain
 from xinit.window import Window
 
@@ -236,9 +246,10 @@ def kaiming_uniform_(
     the other arguments and the errors.
 
     Args:
-        a: the negative slope of the rectifier that follows; used with "leaky_relu" only.
+        a: the negative slope of the rectifier that follows, of torch's names used with "leaky_relu" only; or, unless 0, the
+            parameter of another function that has one.
         mode: "fan_in" keeps the variance in the forward pass, "fan_out" in the backward pass.
-        nonlinearity: the name of what follows, see :func:`calculate_gain`.
+        nonlinearity: the name of what follows, or the function itself, a module, or the gain, see :func:`calculate_gain`.
 
     Raises:
         ValueError: also if the tensor has fewer than 2 dimensions, or mode, nonlinearity or slope are not valid.
@@ -249,7 +260,10 @@ def kaiming_uniform_(
         >>> bool((w.abs() < (6 / 200) ** 0.5).all())
         True
     """
-    slope = a if type(a) is float else slope_of(a, nonlinearity)
+    if not isinstance(nonlinearity, str) or nonlinearity not in TORCHS:
+        slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
+    else:
+        slope = a if type(a) is float else slope_of(a, nonlinearity)
     return fill_scaled(
         _kaiming_uniform_, init.kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window
     )
@@ -272,9 +286,7 @@ def kaiming_normal_(
     :mod:`xinit.init` for the tensor, the other arguments and the errors.
 
     Args:
-        a: the negative slope of the rectifier that follows; used with "leaky_relu" only.
-        mode: "fan_in" or "fan_out".
-        nonlinearity: the name of what follows, see :func:`calculate_gain`.
+        a: as there, and so are the others.
 
     Raises:
         ValueError: also if the tensor has fewer than 2 dimensions, or mode, nonlinearity or slope are not valid.
@@ -285,7 +297,10 @@ def kaiming_normal_(
         >>> round(w.std().item(), 3), round((2 / 800) ** 0.5, 3)
         (0.05, 0.05)
     """
-    slope = a if type(a) is float else slope_of(a, nonlinearity)
+    if not isinstance(nonlinearity, str) or nonlinearity not in TORCHS:
+        slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
+    else:
+        slope = a if type(a) is float else slope_of(a, nonlinearity)
     return fill_scaled(
         _kaiming_normal_, init.kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window
     )
