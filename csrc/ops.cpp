@@ -307,7 +307,7 @@ const std::vector<Op>& ops() {
       {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
       {"variance_scaling_",
        "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal', "
-       "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axes=[], int groups=1"},
+       "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axis=[], int groups=1"},
   };
   return all;
 }

@@ -120,11 +120,11 @@ Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, 
 }
 
 Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution,
-                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axes,
+                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
                            int64_t groups) {
   TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
                     scale);
-  const Axes axes{in_axis.vec(), out_axis.vec(), batch_axes.vec(), groups};
+  const Axes axes{in_axis.vec(), out_axis.vec(), batch_axis.vec(), groups};
   return plan_with_fans(target, distribution, std::sqrt(scale), mode, axes);
 }
 
@@ -176,7 +176,7 @@ Fans fans_of(const Shape& shape, const Axes& axes) {
     return {1, 1};
   }
   fans.out = product(axes.out, "out_axis");
-  product(axes.batch, "batch_axes");
+  product(axes.batch, "batch_axis");
   if (shape.empty()) return fans;
   TORCH_CHECK_VALUE(axes.groups >= 1 && shape[0] % axes.groups == 0, "groups ", axes.groups,
                     " does not divide the size ", shape[0], " of axis 0");

@@ -35,7 +35,7 @@ Plan plan_xavier_normal(const Target&, double gain);
 Plan plan_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
 Plan plan_kaiming_normal(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
 Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution,
-                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axes,
+                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
                            int64_t groups);
 
 // A distribution by name with its parameters: "uniform" (a, b), "normal" (mean, std), "truncated_normal" (mean, std, a,

@@ -15,13 +15,13 @@ import xinit
         ((64, 32, 3, 5), {}, 32 * 15, 64 * 15),
         ((32, 64), {"in_axis": 0, "out_axis": 1}, 32, 64),  # x @ w
         ((32, 64), {"in_axis": -2, "out_axis": -1}, 32, 64),
-        ((8, 64, 32), {"in_axis": 2, "out_axis": 1, "batch_axes": 0}, 32, 64),  # stacked experts
+        ((8, 64, 32), {"in_axis": 2, "out_axis": 1, "batch_axis": 0}, 32, 64),  # stacked experts
         ((8, 64, 32), {"in_axis": 2, "out_axis": 1}, 32 * 8, 64 * 8),
         ((32, 64, 3, 3), {"in_axis": 0, "out_axis": 1}, 32 * 9, 64 * 9),  # transposed convolution
         ((64, 8, 3, 3), {"groups": 4}, 8 * 9, 16 * 9),  # grouped convolution: 4 of 8 -> 16
         ((32, 16, 3, 3), {"in_axis": 0, "out_axis": 1, "groups": 4}, 8 * 9, 16 * 9),
         ((16, 4, 32), {"in_axis": (0, 1), "out_axis": 2}, 64, 32),  # heads joined
-        ((7, 16, 4, 32), {"in_axis": (1, 2), "out_axis": (3,), "batch_axes": (0,)}, 64, 32),
+        ((7, 16, 4, 32), {"in_axis": (1, 2), "out_axis": (3,), "batch_axis": (0,)}, 64, 32),
     ],
 )
 def test_fans_by_axes(shape, axes, fan_in, fan_out):
@@ -51,7 +51,7 @@ def test_fans_by_axes(shape, axes, fan_in, fan_out):
         ((12,), {"in_axis": (), "out_axis": -1}, 1, 12),
         ((12,), {"in_axis": (), "out_axis": 0, "groups": 4}, 1, 3),
         ((12,), {"in_axis": (), "out_axis": ()}, 12, 12),  # the receptive field of one channel
-        ((12,), {"in_axis": (), "out_axis": (), "batch_axes": 0}, 1, 1),
+        ((12,), {"in_axis": (), "out_axis": (), "batch_axis": 0}, 1, 1),
         ((12,), {"in_axis": 0}, 1, 1),  # both, which cancels
         ((12,), {"in_axis": -1, "out_axis": -1}, 1, 1),
         ((), {"in_axis": (), "out_axis": ()}, 1, 1),
@@ -67,10 +67,14 @@ def test_fans_of_a_vector(shape, axes, fan_in, fan_out):
 
 def test_axes_of_a_function():
     w, key = torch.empty(8, 64, 24), xinit.Key(0)
-    axes = {"in_axis": 2, "out_axis": 1, "batch_axes": 0}
+    axes = {"in_axis": 2, "out_axis": 1, "batch_axis": 0}
     for given in (axes, {name: [axis] for name, axis in axes.items()}):
         xinit.variance_scaling_(w, 1.0, "fan_in", "uniform", key=key, **given)
         assert w.abs().max() == pytest.approx(math.sqrt(3 / 24), rel=1e-3)
+        older = {name.replace("batch_axis", "batch_axes"): axis for name, axis in given.items()}
+        again = xinit.variance_scaling_(torch.empty(8, 64, 24), 1.0, "fan_in", "uniform", key=key, **older)
+        assert torch.equal(again, w)
+        assert xinit.xavier_normal(**older) == xinit.xavier_normal(**given)
     grouped = xinit.variance_scaling_(torch.empty(64, 8, 3), 1.0, "fan_out", "uniform", key=key, groups=4)
     assert grouped.abs().max() == pytest.approx(math.sqrt(3 / 48), rel=1e-2)
     # of the whole, where the tensor is a part
@@ -127,7 +131,7 @@ def test_what_is_resolved_fills_like_what_is_not():
         ({"in_axis": 2}, "in_axis 2 is out of range"),
         ({"out_axis": -3}, "out_axis -3 is out of range"),
         ({"in_axis": 0}, "out_axis 0 is already in in_axis"),
-        ({"batch_axes": -1}, "batch_axes -1 is already in in_axis"),
+        ({"batch_axis": -1}, "batch_axis -1 is already in in_axis"),
         ({"groups": 3}, "groups 3 does not divide the size 8"),
         ({"groups": 0}, "groups 0 does not divide"),
     ],

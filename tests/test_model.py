@@ -210,7 +210,7 @@ FUSED = {
     ),
     "gate and up of experts": (
         *("mlp__experts__gate_up", (3, 16, 5), {"gate": 8, "up": 8}, 1),
-        {"batch_axes": 0, "out_axis": 1, "in_axis": 2},
+        {"batch_axis": 0, "out_axis": 1, "in_axis": 2},
     ),
     "convolutions": ("conv__fused__weight", (12, 3, 3, 3), {"one": 8, "two": 4}, 0, {"groups": 2}),
     "last axis": ("w", (7, 9), {"one": 1, "two": 8}, -1, {"in_axis": 0, "out_axis": 1}),
@@ -478,7 +478,7 @@ METHODS = [
     (xinit.xavier_normal(5 / 3), "xavier_normal gain 1.67", 5 / 3 / math.sqrt(14)),
     (xinit.variance_scaling(), "truncated_normal fan_in", 1 / math.sqrt(12)),
     (
-        xinit.kaiming_uniform(nonlinearity="relu", in_axis=0, out_axis=2, batch_axes=1),
+        xinit.kaiming_uniform(nonlinearity="relu", in_axis=0, out_axis=2, batch_axis=1),
         "kaiming_uniform fan_in gain 1.41, in 0, out 2, batch 1",
         math.sqrt(2 / 8),
     ),

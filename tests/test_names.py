@@ -128,7 +128,7 @@ def test_numpys_numbers_are_numbers(number):
         (lambda: xinit.variance_scaling(1, "fan_in", "cauchy"), ValueError, "Distribution cauchy not supported"),
         (lambda: xinit.constant(float("inf")), RuntimeError, "is out of bounds"),
         (lambda: xinit.xavier_normal(in_axis=1.5), TypeError, "xavier_normal: in_axis must be an axis or a sequence of"),
-        (lambda: xinit.xavier_normal(batch_axes="0"), TypeError, "batch_axes must be an axis or a sequence of axes"),
+        (lambda: xinit.xavier_normal(batch_axis="0"), TypeError, "batch_axis must be an axis or a sequence of axes"),
         (lambda: xinit.xavier_normal(groups=1.0), TypeError, "groups must be an integer, but found float"),
         (lambda: xinit.blocks(torch.ones(2), {}), TypeError, "blocks: fused must be a string, but found a tensor"),
         (lambda: xinit.blocks("qkv", torch.ones(2)), TypeError, "blocks: parts must be a mapping, but found a tensor"),

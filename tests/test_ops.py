@@ -21,7 +21,7 @@ OPS = {
     "kaiming_normal_": ('float a=0., str fan_mode="fan_in", str nonlinearity="leaky_relu"', {"fan_mode": "fan_out"}),
     "variance_scaling_": (
         'float scale=1., str fan_mode="fan_in", str distribution="truncated_normal", '
-        "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axes=[], int groups=1",
+        "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axis=[], int groups=1",
         {"distribution": "normal", "in_axis": [0], "out_axis": [-1]},
     ),
 }

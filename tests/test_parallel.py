@@ -114,7 +114,7 @@ def test_fused_gate_and_up(dtype, world):
 @dtypes
 @worlds
 def test_experts(dtype, world):
-    stacked = xinit.kaiming_normal(batch_axes=0, out_axis=1, in_axis=2)
+    stacked = xinit.kaiming_normal(batch_axis=0, out_axis=1, in_axis=2)
     full = whole("experts.up", (8, 6, 10), stacked, dtype)
     layout = parameter("experts.up", (8, 6, 10), stacked)
     check_ranks(lambda rank: layout.shard(0, rank, world), full.chunk(world), dtype)

@@ -473,7 +473,7 @@ def test_mup_says_what_it_cannot_scale():
     plan = xinit.plan(kind(config), "mup")
     unmatched = {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
     assert {row.name.split(".", 3)[-1] for row in plan.problems} == unmatched
-    experts = xinit.kaiming_normal(nonlinearity="linear", batch_axes=0, out_axis=1, in_axis=2)
+    experts = xinit.kaiming_normal(nonlinearity="linear", batch_axis=0, out_axis=1, in_axis=2)
     more = {"*.experts.*": experts, "*.gate.weight": xinit.normal(std=1 / 16)}
     assert stds(kind(config), [more, "mup"])["model.layers.0.mlp.experts.gate_up_proj"] == 0.25
 

@@ -11,7 +11,7 @@ def resolve(
     shape: Sequence[int],
     in_axis: Sequence[int],
     out_axis: Sequence[int],
-    batch_axes: Sequence[int],
+    batch_axis: Sequence[int],
     groups: int,
 ) -> tuple[str, tuple[float, ...]]: ...
 def words(seed: int, stream: int, block: int, blocks: int) -> list[int]: ...

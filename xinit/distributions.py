@@ -44,7 +44,7 @@ class Distribution:
         fan: "fan_in", "fan_out", "fan_avg" or "fan_geo_avg" if the standard deviation is gain / sqrt(fan), else "".
         in_axis: the axes whose sizes make up fan_in, with the receptive field: all axes that are named nowhere here.
         out_axis: those of fan_out.
-        batch_axes: those that are part of no fan, such as that of stacked experts.
+        batch_axis: those that are part of no fan, such as that of stacked experts; the functions take it as ``batch_axes`` too.
         groups: of a grouped convolution, whose channels of all groups lie along axis 0.
     """
 
@@ -53,7 +53,7 @@ class Distribution:
     fan: str = ""
     in_axis: tuple[int, ...] = (1,)
     out_axis: tuple[int, ...] = (0,)
-    batch_axes: tuple[int, ...] = ()
+    batch_axis: tuple[int, ...] = ()
     groups: int = 1
 
     by_whole: ClassVar[bool] = False  # what xinit.matrices.Matrix is: a part of it is known only by the whole
@@ -71,7 +71,7 @@ class Distribution:
         """
         if not self.fan:
             return self
-        axes = self.in_axis, self.out_axis, self.batch_axes
+        axes = self.in_axis, self.out_axis, self.batch_axis
         return Distribution(*_resolve(self.name, *self.parameters, self.fan, tuple(shape), *axes, self.groups))
 
     def fits(self, dtype: torch.dtype) -> bool:
@@ -131,6 +131,8 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "batch_axes" in kwargs:  # its name before it was JAX's
+            kwargs["batch_axis"] = kwargs.pop("batch_axes")
         try:
             return make(*args, **kwargs)
         except TypeError:  # the old calls also have an argument too many
@@ -181,9 +183,9 @@ def _accepted(op: str, *arguments: float | str) -> None:
 
 
 def _scaled(
-    op: str, name: str, gain: float, fan: str, in_axis: Axes, out_axis: Axes, batch_axes: Axes, groups: int
+    op: str, name: str, gain: float, fan: str, in_axis: Axes, out_axis: Axes, batch_axis: Axes, groups: int
 ) -> Distribution:
-    axes = axes_of(op, "in_axis", in_axis), axes_of(op, "out_axis", out_axis), axes_of(op, "batch_axes", batch_axes)
+    axes = axes_of(op, "in_axis", in_axis), axes_of(op, "out_axis", out_axis), axes_of(op, "batch_axis", batch_axis)
     if not isinstance(groups, int):
         refuse(op, "groups", groups, "an integer")
     return Distribution(name, (gain,), fan, *axes, groups)
@@ -231,22 +233,22 @@ def trunc_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float 
 
 @factory
 def xavier_uniform(
-    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
+    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axis: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's uniform distribution, as :func:`xinit.xavier_uniform_` draws it; axes as in :class:`Distribution`."""
     (number,) = numbers("xavier_uniform", gain=gain)
     _check("xavier_uniform", number)
-    return _scaled("xavier_uniform", "uniform", number, "fan_avg", in_axis, out_axis, batch_axes, groups)
+    return _scaled("xavier_uniform", "uniform", number, "fan_avg", in_axis, out_axis, batch_axis, groups)
 
 
 @factory
 def xavier_normal(
-    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axes: Axes = (), groups: int = 1
+    gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axis: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's normal distribution, as :func:`xinit.xavier_normal_` draws it; axes as in :class:`Distribution`."""
     (number,) = numbers("xavier_normal", gain=gain)
     _check("xavier_normal", number)
-    return _scaled("xavier_normal", "normal", number, "fan_avg", in_axis, out_axis, batch_axes, groups)
+    return _scaled("xavier_normal", "normal", number, "fan_avg", in_axis, out_axis, batch_axis, groups)
 
 
 @factory
@@ -257,18 +259,18 @@ def kaiming_uniform(
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
-    batch_axes: Axes = (),
+    batch_axis: Axes = (),
     groups: int = 1,
 ) -> Distribution:
     """Kaiming's uniform distribution, as :func:`xinit.kaiming_uniform_` draws it; axes as in :class:`Distribution`.
 
     Example:
         >>> import xinit
-        >>> experts = xinit.kaiming_uniform(nonlinearity="relu", batch_axes=0, out_axis=1, in_axis=2)
+        >>> experts = xinit.kaiming_uniform(nonlinearity="relu", batch_axis=0, out_axis=1, in_axis=2)
         >>> experts.resolve((8, 64, 24))
         Distribution(uniform, a=-0.5, b=0.5)
     """
-    axes = in_axis, out_axis, batch_axes, groups
+    axes = in_axis, out_axis, batch_axis, groups
     return _kaiming("kaiming_uniform", "uniform", a, mode, nonlinearity, *axes)
 
 
@@ -280,14 +282,14 @@ def kaiming_normal(
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
-    batch_axes: Axes = (),
+    batch_axis: Axes = (),
     groups: int = 1,
 ) -> Distribution:
     """Kaiming's normal distribution, as :func:`xinit.kaiming_normal_` draws it; axes as in :class:`Distribution`.
 
     JAX's and Keras's ``he_normal`` is truncated: ``variance_scaling(2.0, "fan_in", "truncated_normal")``.
     """
-    axes = in_axis, out_axis, batch_axes, groups
+    axes = in_axis, out_axis, batch_axis, groups
     return _kaiming("kaiming_normal", "normal", a, mode, nonlinearity, *axes)
 
 
@@ -299,7 +301,7 @@ def variance_scaling(
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
-    batch_axes: Axes = (),
+    batch_axis: Axes = (),
     groups: int = 1,
 ) -> Distribution:
     """Variance ``scale / fan``, as :func:`xinit.variance_scaling_` draws it; axes as in :class:`Distribution`.
@@ -311,7 +313,7 @@ def variance_scaling(
     (number,) = numbers(op, scale=scale)
     mode = _string(op, "mode", mode).lower()  # type: ignore[assignment]
     _check(op, number, mode, _string(op, "distribution", distribution))
-    return _scaled(op, distribution, math.sqrt(number), mode, in_axis, out_axis, batch_axes, groups)
+    return _scaled(op, distribution, math.sqrt(number), mode, in_axis, out_axis, batch_axis, groups)
 
 
 @factory

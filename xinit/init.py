@@ -315,10 +315,11 @@ def variance_scaling_(
     *,
     in_axis: Axes = 1,
     out_axis: Axes = 0,
-    batch_axes: Axes = (),
+    batch_axis: Axes = (),
     groups: int = 1,
     key: Key | None = None,
     window: Window | None = None,
+    batch_axes: Axes = (),
 ) -> Tensor:
     """Fill with a distribution of mean 0 and variance ``scale / fan``: the family of JAX's and Keras's initializers.
 
@@ -336,7 +337,7 @@ def variance_scaling_(
             nowhere here.
         out_axis: those of fan_out. With axes that are given, a tensor may have one dimension: ``in_axis=0, out_axis=()``, or the
             one axis as both, and both fans are 1 then, as in JAX.
-        batch_axes: those that are part of no fan, such as that of stacked experts: JAX's ``batch_axis``.
+        batch_axis: those that are part of no fan, such as that of stacked experts; ``batch_axes`` is the same.
         groups: of a grouped convolution, whose channels of all groups lie along axis 0.
 
     Raises:
@@ -350,8 +351,9 @@ def variance_scaling_(
         2.0
     """
     parameters: tuple[object, ...] = scale, mode, distribution
-    if (in_axis, out_axis, batch_axes, groups) != (1, 0, (), 1):
-        named = (("in_axis", in_axis), ("out_axis", out_axis), ("batch_axes", batch_axes))
+    batch_axis = batch_axes if batch_axis == () else batch_axis
+    if (in_axis, out_axis, batch_axis, groups) != (1, 0, (), 1):
+        named = (("in_axis", in_axis), ("out_axis", out_axis), ("batch_axis", batch_axis))
         parameters += *(axes_of("variance_scaling_", name, axes) for name, axes in named), groups
     return fill_scaled(_variance_scaling_, _drawing(distribution), tensor, parameters, generator, key, window)
 

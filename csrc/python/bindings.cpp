@@ -59,8 +59,8 @@ py::dict describe(const Distribution& d) {
 
 // A distribution scaled by a fan of that shape, as one that is not: its name and parameters.
 py::tuple resolve(const std::string& distribution, double gain, const std::string& fan, const Shape& shape,
-                  Shape in_axis, Shape out_axis, Shape batch_axes, int64_t groups) {
-  const Axes axes{std::move(in_axis), std::move(out_axis), std::move(batch_axes), groups};
+                  Shape in_axis, Shape out_axis, Shape batch_axis, int64_t groups) {
+  const Axes axes{std::move(in_axis), std::move(out_axis), std::move(batch_axis), groups};
   Fans fans = fans_of(shape, axes);
   const Fan mode = parse_fan(fan, fans);
   const Named named = scaled(distribution, gain, fans, mode);
@@ -80,7 +80,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
   m.def("resolve", &resolve, py::arg("distribution"), py::arg("gain"), py::arg("fan"), py::arg("shape"),
-        py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axes"), py::arg("groups"));
+        py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axis"), py::arg("groups"));
   m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
         "The 4 * blocks words from that block on.");
   m.def(

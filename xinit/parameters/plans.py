@@ -164,8 +164,8 @@ def _words(d: Distribution) -> str:
         family = "{} " + d.fan if d.name == "truncated_normal" else _NAMES[d.fan]
         text = family.format(d.name) + (f" gain {d.parameters[0]:.3g}" if d.parameters[0] != 1 else "")
         axes = {"in": d.in_axis, "out": d.out_axis} if (d.in_axis, d.out_axis) != ((1,), (0,)) else {}
-        if d.batch_axes:
-            axes["batch"] = d.batch_axes
+        if d.batch_axis:
+            axes["batch"] = d.batch_axis
         text += "".join(f", {name} {'+'.join(map(str, axis))}" for name, axis in axes.items())
         return text + (f", groups {d.groups}" if d.groups != 1 else "")
     p = [f"{value:.3g}" for value in d.parameters]
