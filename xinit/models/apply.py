@@ -411,7 +411,8 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
     The sum, modulo 2^64 twice, of a function of every element's parameter name, dtype, index and bits. So it is the same on every
     device, in every memory layout, order of parameters and wrapper; a tied parameter counts once, under its first name.
     Of a sharded model, it is that of the whole, on all ranks: each digests what it holds, and an all-reduce adds that up. What
-    several ranks hold alike counts once, and is compared.
+    several ranks hold alike counts once, and is compared. A rank outside of the model's mesh holds none of it, and is not told:
+    it gets 32 zeros, unless ``group`` is one that it is in.
     Models of equal fingerprints may differ in their buffers, which do not count by default: running statistics change by use,
     and tables that are computed on different devices differ in their last bits.
     It tells differences that happen from each other, not those that someone takes pains to hide.
@@ -425,8 +426,8 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: for a ``DTensor`` that :func:`init_` could not fill; on a rank outside the mesh; on all ranks of the group, if
-            two parts of the model have a name in common.
+        ValueError: for a ``DTensor`` that :func:`init_` could not fill; on all ranks of the group, if two parts of the model have
+            a name in common.
         RuntimeError: for parameters on the meta device, or whose memory was released; on all ranks, if some that should hold the
             same of a parameter do not.
         NotImplementedError: for dtypes and layouts that :func:`init_` does not support; for parameters on meshes none of which
@@ -445,7 +446,6 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
     sites = _sites(model, "fingerprint")
     _check_memory("fingerprint", sites)
     ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
-    ranks.check_inside()
     ranks.check_names({site.name: site.parameter for site in sites})
     tensors: list[Tensor] = [site.parameter for site in sites]
     names = [site.name for site in sites]

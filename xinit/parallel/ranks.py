@@ -124,8 +124,8 @@ class Ranks:
             )
 
     def sum(self, numbers: Sequence[int]) -> list[int]:
-        """Modulo 2^64, over all ranks; of one that nothing is shared with, its own."""
-        if self.mesh is None and self.group is None:
+        """Modulo 2^64, over all ranks; of one that nothing is shared with, or that is outside the mesh, its own."""
+        if self.group is None and (self.mesh is None or self.mesh.get_coordinate() is None):
             return [number % 2**64 for number in numbers]
         signed = [(number + 2**63) % 2**64 - 2**63 for number in numbers]
         return [number % 2**64 for number in self._reduced(signed, "SUM")]
@@ -142,15 +142,6 @@ class Ranks:
         if most[:4] != [-half for half in most[4:]]:
             raise ValueError(
                 f"{self.op}: the ranks have different keys; rank {distributed.get_rank()} has {key}. Nothing has been filled"
-            )
-
-    def check_inside(self) -> None:
-        """Raises a ValueError on a rank that is outside the mesh, and so cannot be told by those inside."""
-        if self.mesh is not None and self.group is None and self.mesh.get_coordinate() is None:
-            raise ValueError(
-                f"{self.op}: rank {torch.distributed.get_rank()} is outside the mesh of the ranks "
-                f"{self.mesh.mesh.flatten().tolist()}: call it there alone, or on all ranks of a group=, such as "
-                f"torch.distributed.group.WORLD"
             )
 
     def _reduced(self, numbers: list[int], how: str) -> list[int]:
