@@ -9,7 +9,7 @@ from conftest import KEY, dtypes, fills, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import xinit
-from xinit import Key, Window
+from xinit import _C, Key, Window
 
 OPS = {
     "uniform_": ("float a=0., float b=1.", {"a": -1.0, "b": 2.0}),
@@ -43,6 +43,48 @@ def test_schema(name):
         assert str(schema) == f"xinit::{op}({tensor} self, {OPS[name][0]}, *, {COMMON}) -> {result}"
         assert schema.is_mutable == (op == name)
         assert {torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag} <= set(overload(op).tags)
+
+
+PLAIN = {
+    "uniform_": (-1.0, 2),
+    "normal_": (1.0, 0.5),
+    "trunc_normal_": (0, 1, -2.5, 1.0),
+    "xavier_uniform_": (2.0,),
+    "xavier_normal_": (),
+    "kaiming_uniform_": (0.1, "fan_out", "leaky_relu"),
+    "kaiming_normal_": (0.0, "fan_in", "relu"),
+    "variance_scaling_": (2.0, "fan_avg", "normal"),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_plain_calls(name):
+    """The short way from Python gives what torch.ops gives, and leaves to it whatever is not plain, untouched."""
+    call, parameters = _C.calls[name], PLAIN[name]
+    w, parameter = torch.empty(4, 6), torch.nn.Parameter(torch.empty(4, 6))
+    expected = overload(name.removesuffix("_"))(w, *parameters, key=Key(2**64 - 1, 2**63).words)
+    assert all(call(t, parameters, None, 2**64 - 1, 2**63) and same(t.detach(), expected) for t in (w, parameter))
+    assert parameter._version == 1
+    drawn = overload(name.removesuffix("_"))(w, *parameters, generator=torch.Generator().manual_seed(3))
+    assert call(w, parameters, torch.Generator().manual_seed(3))
+    assert same(w, drawn)
+
+    class Subclass(torch.Tensor):
+        pass
+
+    state, before = torch.get_rng_state(), w.clone()
+    wider = torch.empty(4, 6, requires_grad=True)
+    for t in (None, [w], w.as_subclass(Subclass), FakeTensorMode().from_tensor(w), wider, torch.empty(0, 6)):
+        assert not call(t, parameters, None)
+    for odd in (True, 1j, np.float64(1), torch.tensor(1.0), 10**400, "\ud800", None, []):
+        assert not call(w, (odd,), None)
+    assert not call(w, parameters, object())
+    with torch.device("cpu"):  # a mode that sees functions
+        assert not call(w, parameters, None)
+    assert same(w, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(NotImplementedError, match=f'^"{name}" not implemented for'):  # as torch.ops says it
+        call(torch.empty(4, 6, dtype=torch.int64), parameters, None)
 
 
 def test_there_are_no_other_ops():

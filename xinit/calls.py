@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
-from torch.overrides import has_torch_function_unary
 
+from xinit import _C
 from xinit._torch import not_compiled, without_modes
 from xinit.dtensor import check_view, first_words, is_sharded, pieces
 from xinit.guards import FLAG, ORIGINALS, check_kept, left_alone
@@ -19,9 +19,12 @@ from xinit.keys import Key
 from xinit.subclasses import held
 from xinit.window import Window
 
+# By operator: fills a tensor that is just one, with plain numbers for parameters, and says so; for others torch.ops is asked.
+_plainly = _C.calls
+
 
 def fill(
-    op: Any,
+    op: str,
     function: Any,
     tensor: Tensor,
     parameters: tuple[Any, ...],
@@ -30,28 +33,39 @@ def fill(
     window: Window | None,
 ) -> Tensor:
     """Fill a tensor by an operator, unless `function`, that of ``torch.nn.init`` at this moment, would leave it as it is;
-    None where that has been asked."""
-    kind = type(tensor)
-    plain = kind is Tensor or kind is Parameter
-    if not plain and not isinstance(tensor, Tensor):
-        raise TypeError(f"{name_of(op)}: tensor must be a torch.Tensor, but found {kind.__name__}")
-    # left_alone, but for what is usual
+    None where that has been asked. One that is scaled by a fan leaves a tensor without elements, with torch's warning."""
     if (
-        function is not None
-        and (function not in ORIGINALS or has_torch_function_unary(tensor) or getattr(tensor, FLAG, False))
-        and left_alone(name_of(op), function, tensor)
+        not torch.compiler.is_compiling()
+        and window is None
+        and function in ORIGINALS
+        and not getattr(tensor, FLAG, False)
+        and (
+            _plainly[op](tensor, parameters, generator)
+            if key is None
+            else type(key) is Key and _plainly[op](tensor, parameters, generator, key.seed, key.stream)
+        )
     ):
         return tensor
-    if kind is not Parameter and tensor.requires_grad and not torch.compiler.is_compiling():
-        check_kept(name_of(op), tensor)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
+    if (
+        not tensor.numel()
+        and op not in ("uniform_", "normal_", "trunc_normal_")
+        and (tensor.dim() > 1 or op.startswith("kaiming"))  # as torch, which looks at the fan first for others
+        and (window is None or 0 in window.global_shape)
+    ):
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        return tensor
+    if function is not None and left_alone(op, function, tensor):
+        return tensor
+    if type(tensor) is not Parameter and tensor.requires_grad and not torch.compiler.is_compiling():
+        check_kept(op, tensor)
     try:
-        values = tensor if plain else held(tensor, f"{name_of(op)}: tensor")
-        if not plain and is_sharded(values):
+        values = held(tensor, f"{op}: tensor")
+        if is_sharded(values):
             _fill_shard(op, values, parameters, generator, key, window)
-        elif key is None and window is None:
-            op(values, *parameters, generator=generator)
         else:
-            op(values, *parameters, generator=generator, **_place(op, key, window))
+            _overload(op)(values, *parameters, generator=generator, **_place(op, key, window))
         if values is not tensor:
             torch.autograd.graph.increment_version(tensor)
     except RuntimeError as error:
@@ -62,36 +76,13 @@ def fill(
     return tensor
 
 
-def name_of(op: Any) -> str:
-    """An operator's, without its overload's; with it where torch.compile is reading, which takes no string apart."""
-    name: str = op.__name__
-    return name if torch.compiler.is_compiling() else name.partition(".")[0]
-
-
-def fill_scaled(
-    op: Any,
-    function: Any,
-    tensor: Tensor,
-    parameters: tuple[Any, ...],
-    generator: Generator | None,
-    key: Key | None,
-    window: Window | None,
-) -> Tensor:
-    """As fill, for distributions scaled by a fan: a tensor without elements has none, so it is left, with torch's warning."""
-    if (
-        isinstance(tensor, Tensor)
-        and not tensor.numel()
-        and (tensor.dim() > 1 or op.__name__.startswith("kaiming"))  # as torch, which looks at the fan first for others
-        and (window is None or 0 in window.global_shape)
-    ):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
-        return tensor
-    return fill(op, function, tensor, parameters, generator, key, window)
+def _overload(op: str) -> Any:
+    return getattr(torch.ops.xinit, op).default
 
 
 @not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
 def _fill_shard(
-    op: Any,
+    op: str,
     tensor: Tensor,
     parameters: tuple[Any, ...],
     generator: Generator | None,
@@ -99,18 +90,16 @@ def _fill_shard(
     window: Window | None,
 ) -> None:
     if window is not None:
-        raise ValueError(f"{name_of(op)}: a DTensor knows which part of the whole it is, so it takes no window")
-    check_view(tensor, name_of(op))
-    parts = pieces(tensor, name_of(op))
+        raise ValueError(f"{op}: a DTensor knows which part of the whole it is, so it takes no window")
+    check_view(tensor, op)
+    parts = pieces(tensor, op)
     captured = _captured(tensor)
     if key is None and captured and len(parts) > 1:
-        raise RuntimeError(
-            f"{name_of(op)}: a CUDA graph cannot record one draw for {len(parts)} places in a shard: pass a key"
-        )
+        raise RuntimeError(f"{op}: a CUDA graph cannot record one draw for {len(parts)} places in a shard: pass a key")
     if key is not None or 0 in tensor.shape or tensor.is_meta or captured:
         _fill_parts(op, parts, parameters, generator, key)
     else:
-        with one_key(name_of(op), tensor, generator) as key:
+        with one_key(op, tensor, generator) as key:
             _fill_parts(op, parts, parameters, None, key)
     torch.autograd.graph.increment_version(tensor)  # the ops have moved on that of the local tensor
 
@@ -131,14 +120,14 @@ def one_key(op: str, tensor: Any, generator: Generator | None) -> Iterator[Key]:
 
 
 def _fill_parts(
-    op: Any,
+    op: str,
     parts: Sequence[tuple[Tensor, Window | None]],
     parameters: tuple[Any, ...],
     generator: Generator | None,
     key: Key | None,
 ) -> None:
     for part, where in parts:
-        op(part, *parameters, generator=generator, **_place(op, key, where))
+        _overload(op)(part, *parameters, generator=generator, **_place(op, key, where))
 
 
 def _captured(tensor: Tensor) -> bool:
@@ -153,15 +142,15 @@ def default_generator(device: torch.device) -> Generator:
     return generator
 
 
-def _place(op: Any, key: Key | None, window: Window | None) -> dict[str, Any]:
+def _place(op: str, key: Key | None, window: Window | None) -> dict[str, Any]:
     place: dict[str, Any] = {}
     if key is not None:
         if not isinstance(key, Key):
-            raise TypeError(f"{name_of(op)}: key must be an xinit.Key, but found {type(key).__name__}")
+            raise TypeError(f"{op}: key must be an xinit.Key, but found {type(key).__name__}")
         place["key"] = key.words
     if window is not None:
         if not isinstance(window, Window):
-            raise TypeError(f"{name_of(op)}: window must be an xinit.Window, but found {type(window).__name__}")
+            raise TypeError(f"{op}: window must be an xinit.Window, but found {type(window).__name__}")
         place["global_shape"] = window.global_shape
         place["offsets"] = window.offsets
     return place

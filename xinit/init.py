@@ -39,11 +39,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
-from xinit.calls import fill, fill_scaled
+from xinit.calls import fill
 from xinit.keys import Key
 from xinit.scaling import (
     TORCHS,
@@ -58,16 +57,6 @@ from xinit.scaling import (
 )
 from xinit.scaling import calculate_gain as calculate_gain
 from xinit.window import Window
-
-_ops = torch.ops.xinit
-_uniform_ = _ops.uniform_.default
-_normal_ = _ops.normal_.default
-_trunc_normal_ = _ops.trunc_normal_.default
-_xavier_uniform_ = _ops.xavier_uniform_.default
-_xavier_normal_ = _ops.xavier_normal_.default
-_kaiming_uniform_ = _ops.kaiming_uniform_.default
-_kaiming_normal_ = _ops.kaiming_normal_.default
-_variance_scaling_ = _ops.variance_scaling_.default
 
 
 def __getattr__(name: str) -> Any:
@@ -106,7 +95,7 @@ def uniform_(
         >>> bool((w.abs() < 1).all())
         True
     """
-    return fill(_uniform_, init.uniform_, tensor, (a, b), generator, key, window)
+    return fill("uniform_", init.uniform_, tensor, (a, b), generator, key, window)
 
 
 def normal_(
@@ -133,7 +122,7 @@ def normal_(
         >>> round(w.std().item(), 4)
         0.02
     """
-    return fill(_normal_, init.normal_, tensor, (mean, std), generator, key, window)
+    return fill("normal_", init.normal_, tensor, (mean, std), generator, key, window)
 
 
 def trunc_normal_(
@@ -168,7 +157,7 @@ def trunc_normal_(
         >>> round(w.std().item(), 4), bool((w.abs() <= 0.04).all())
         (0.0176, True)
     """
-    return fill(_trunc_normal_, init.trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
+    return fill("trunc_normal_", init.trunc_normal_, tensor, (mean, std, a, b), generator, key, window)
 
 
 def xavier_uniform_(
@@ -198,7 +187,7 @@ def xavier_uniform_(
         >>> bool((w.abs() < (6 / 300) ** 0.5).all())
         True
     """
-    return fill_scaled(_xavier_uniform_, init.xavier_uniform_, tensor, (gain,), generator, key, window)
+    return fill("xavier_uniform_", init.xavier_uniform_, tensor, (gain,), generator, key, window)
 
 
 def xavier_normal_(
@@ -226,7 +215,7 @@ def xavier_normal_(
         >>> round(w.std().item() / (2 / 4000) ** 0.5, 2)
         1.67
     """
-    return fill_scaled(_xavier_normal_, init.xavier_normal_, tensor, (gain,), generator, key, window)
+    return fill("xavier_normal_", init.xavier_normal_, tensor, (gain,), generator, key, window)
 
 
 def kaiming_uniform_(
@@ -264,9 +253,7 @@ def kaiming_uniform_(
         slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
     else:
         slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill_scaled(
-        _kaiming_uniform_, init.kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window
-    )
+    return fill("kaiming_uniform_", init.kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def kaiming_normal_(
@@ -301,9 +288,7 @@ def kaiming_normal_(
         slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
     else:
         slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill_scaled(
-        _kaiming_normal_, init.kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window
-    )
+    return fill("kaiming_normal_", init.kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
 
 
 def variance_scaling_(
@@ -355,7 +340,7 @@ def variance_scaling_(
     if (in_axis, out_axis, batch_axis, groups) != (1, 0, (), 1):
         named = (("in_axis", in_axis), ("out_axis", out_axis), ("batch_axis", batch_axis))
         parameters += *(axes_of("variance_scaling_", name, axes) for name, axes in named), groups
-    return fill_scaled(_variance_scaling_, _drawing(distribution), tensor, parameters, generator, key, window)
+    return fill("variance_scaling_", _drawing(distribution), tensor, parameters, generator, key, window)
 
 
 def _drawing(distribution: str) -> Any:
@@ -376,7 +361,7 @@ def lecun_uniform_(
         >>> bool((w.abs() < 0.1).all())
         True
     """
-    return fill_scaled(_variance_scaling_, init.uniform_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
+    return fill("variance_scaling_", init.uniform_, tensor, (1.0, "fan_in", "uniform"), generator, key, window)
 
 
 def lecun_normal_(
@@ -393,4 +378,4 @@ def lecun_normal_(
         0.05
     """
     parameters = 1.0, "fan_in", "truncated_normal"
-    return fill_scaled(_variance_scaling_, init.trunc_normal_, tensor, parameters, generator, key, window)
+    return fill("variance_scaling_", init.trunc_normal_, tensor, parameters, generator, key, window)

@@ -445,9 +445,9 @@ def _fill_matrix(
     check_can_wait(op, tensor)
     # What is left to be checked, the operator checks.
     if what.name == "sparse":
-        fill(_normal_, None, tensor, what.drawn.parameters, generator, key, window)
+        fill("normal_", None, tensor, what.drawn.parameters, generator, key, window)
     else:
-        fill(_normal_, None, tensor, (0.0, 0.0), None, key or Key(0), window)
+        fill("normal_", None, tensor, (0.0, 0.0), None, key or Key(0), window)
 
     def finish(source: Source) -> None:
         matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)

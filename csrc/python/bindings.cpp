@@ -7,6 +7,7 @@
 #include "../ops.h"
 #include "../philox.h"
 #include "../plan.h"
+#include "calls.h"
 
 namespace py = pybind11;
 
@@ -81,6 +82,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
   m.def("resolve", &resolve, py::arg("distribution"), py::arg("gain"), py::arg("fan"), py::arg("shape"),
         py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axis"), py::arg("groups"));
+  m.attr("calls") = py::reinterpret_steal<py::dict>(make_calls());
   m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
         "The 4 * blocks words from that block on.");
   m.def(
