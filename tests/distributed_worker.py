@@ -10,6 +10,7 @@ import operator
 import os
 import sys
 import traceback
+import warnings
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -40,6 +41,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.multiprocessing.spawn import ProcessException
 
@@ -477,6 +479,42 @@ def data_parallel(world):
     assert_equal_models(model.module, whole)
     assert xinit.fingerprint(model) == xinit.fingerprint(whole)
     assert_close(losses(model, "conv"), losses(whole, "conv"))
+
+
+class Masked(nn.Module):
+    """Nobody but its constructor knows the buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.register_buffer("mask", torch.tril(torch.ones(8, 8)))
+
+
+@case(2, layout="fsdp")
+@case(2, layout="tp")
+def built_for_real_then_sharded(world, layout):
+    """Its parameters are others since, to which nothing was written in place; nor was it to those of to_empty, which differ."""
+
+    def shard(model):
+        if layout == "fsdp":
+            return fully_shard(model, mesh=mesh_for("fsdp", world))
+        return parallelize_module(model, mesh_for("tp", world), {"up": ColwiseParallel(), "down": RowwiseParallel()})
+
+    model = shard(Masked())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        xinit.init_(model, "torch", KEY, skip="*.bias")
+    with torch.device("meta"):
+        empty = Masked()
+    empty = shard(empty).to_empty(device="cpu")
+    for local in locals_of(empty):
+        local.data.view(torch.uint8).fill_(77)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        xinit.init_(empty, "torch", KEY, skip="*.bias")
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "buffer mask, which nothing has written to" in said, said
+    assert "parameters up.bias, down.bias, skipped" in said, said
 
 
 @case(4)

@@ -18,12 +18,12 @@ RECIPE = {"*": xinit.normal(std=0.02)}
 
 
 def emptied(construct):
-    """A model that is built without memory and then given some, all of whose buffers hold what no constructor writes."""
+    """A model that is built without memory and then given some, which holds what no constructor writes."""
     with torch.device("meta"):
         model = construct()
     model.to_empty(device="cpu")
-    for buffer in model.buffers():
-        buffer.data.view(-1).view(torch.uint8).fill_(77)  # of .data, it does not count as written
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.view(-1).view(torch.uint8).fill_(77)  # of .data, it does not count as written
     return model
 
 
@@ -208,10 +208,14 @@ def test_copies_and_loaded_models_are_no_emptied_ones():
     file = io.BytesIO()
     torch.save(Mask(), file)
     file.seek(0)
-    assigned = Mask()
+    assigned, converted = Mask(), Mask()
     assigned.load_state_dict(copy.deepcopy(Mask().state_dict()), assign=True)
-    for model in (copy.deepcopy(Mask()), torch.load(file, weights_only=False), assigned):
-        xinit.init_(model, RECIPE, KEY)
+    converted.load_state_dict(
+        {name: tensor.double().float() for name, tensor in Mask().state_dict().items()}, assign=True
+    )
+    assert {tensor._version for tensor in converted.state_dict(keep_vars=True).values()} == {0}
+    for model in (copy.deepcopy(Mask()), torch.load(file, weights_only=False), assigned, converted):
+        xinit.init_(model, RECIPE, KEY, skip="*.bias")
         assert torch.equal(model.mask, torch.tril(torch.ones(4, 4)))
 
 
@@ -327,9 +331,7 @@ def test_parameters_that_are_skipped_in_raw_memory_are_named():
             self.linear, self.log = nn.Linear(3, 3), nn.Parameter(torch.arange(1.0, 4).log())
 
     xinit.init_(Model(), "torch", KEY, skip="log")  # built: it is what its constructor makes it
-    with torch.device("meta"):
-        model = Model()
-    model.to_empty(device="cpu")
+    model = emptied(Model)
     with pytest.warns(
         UserWarning, match=r"init_: parameter log, skipped, which nothing has written to since to_empty\(\)"
     ):

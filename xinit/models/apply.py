@@ -27,6 +27,7 @@ from xinit.parameters.plans import Plan, Row, describe
 from xinit.parameters.sites import (
     Patterns,
     Site,
+    emptied,
     known_unwritten,
     mark_unwritten,
     never_written,
@@ -233,7 +234,7 @@ def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence
         return []
     kinds: list[Any] = [type(site.module) for site in every]
     known = [s.parameter for s, kind in zip(every, kinds, strict=True) if not s.computed and rule_of(kind) is not None]
-    raw = bool(known) and all(map(never_written, known))
+    raw = emptied(known)
     return [s for s in skipped if known_unwritten(s.parameter) or (raw and never_written(s.parameter))]
 
 

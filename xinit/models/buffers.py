@@ -18,7 +18,7 @@ from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
 from xinit.parameters.names import canonical_name
-from xinit.parameters.sites import Place, Site, known_unwritten, mark_unwritten, never_written
+from xinit.parameters.sites import Place, Site, emptied, known_unwritten, mark_unwritten, never_written
 from xinit.recipes.torch_modules import resets_as, rule_of
 
 # How modules make their buffers, by the names under which torch, timm, torchtitan and others have it; without arguments.
@@ -157,7 +157,7 @@ class _Parameters:
         for module in reversed(buffer.path):
             if around := [p for p, known in self.within(module) if known]:
                 break
-        return all(map(never_written, around or [p for p, _ in self.within(buffer.path[0])]))
+        return emptied(around or [p for p, _ in self.within(buffer.path[0])])
 
 
 def buffers_of(model: nn.Module, meta: bool = False) -> Iterator[Buffer]:

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from xinit._torch import local_tensor
+from xinit.dtensor import is_sharded
 from xinit.guards import loaded
 from xinit.parameters.computed import Computed, computed_of
 from xinit.parameters.names import canonical_name, version_of
+from xinit.subclasses import plain
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 Pattern = str | type[nn.Module] | Predicate
@@ -64,6 +68,28 @@ def _not_loaded(name: str, parameter: Tensor, module: nn.Module) -> bool:
 def never_written(tensor: Tensor) -> bool:
     """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
     return not (tensor.is_inference() or tensor._version or loaded(tensor))
+
+
+def emptied(parameters: Iterable[Tensor]) -> bool:
+    """Whether parameters, which their modules write as they are built, look as ``to_empty`` leaves them.
+
+    Nothing was written to any in place; but nor was it to those of ``fully_shard``, ``distribute_tensor``, ``copy.deepcopy`` and
+    ``load_state_dict(assign=True)``, so that the largest are looked at: most of them hold what weights do not.
+    """
+    parameters = list(parameters)
+    if not parameters or not all(map(never_written, parameters)):
+        return False
+    here = [local_tensor(p) if is_sharded(p) else p for p in parameters]
+    largest = sorted((p for p in here if p.numel() and plain(p) and not p.is_meta), key=Tensor.numel)[-8:]
+    return not largest or 2 * sum(map(_has_values, largest)) < len(largest)
+
+
+def _has_values(parameter: Tensor) -> bool:
+    """Whether its first elements are of the size of weights. Memory that was not used before is zero; what was there before, if
+    it was no weights, is mostly far too small or too large."""
+    first = parameter.detach().reshape(-1)[:1024]
+    sizes = first.to(torch.complex128 if first.is_complex() else torch.float64).abs()
+    return bool(((sizes > 1e-9) & (sizes < 1e4)).double().mean() > 0.9)
 
 
 def known_unwritten(tensor: Tensor) -> bool:
