@@ -888,9 +888,10 @@ def test_never_written():
     with pytest.warns(UserWarning, match="materialize_: tensor w never"):
         xinit.materialize_(model, key=KEY)
     assert xinit.audit(model) == [("w", "never written")]
-    assert str(xinit.audit(model)) == "w  never written"
+    assert str(xinit.audit(model)) == "count  name  problem\n    1  w     never written"
     init.ones_(model.w)
     assert not xinit.audit(model)
+    assert str(xinit.audit(model)) == "every parameter and buffer has its values"
     assert xinit.audit(nn.Linear(3, 4, device="meta")) == [
         ("weight", "on the meta device, built outside of deferred()"),
         ("bias", "on the meta device, built outside of deferred()"),
@@ -902,12 +903,12 @@ def test_the_plan_is_a_table():
         model = nn.Sequential(nn.Linear(4, 9), nn.Embedding(7, 5, padding_idx=1))
         init.orthogonal_(model[0].weight)
     assert str(plan).splitlines() == [
-        "name      shape   dtype    method                       std",
-        "0.weight  (9, 4)  float32  again: copy_, mul_",
-        "0.bias    (9,)    float32  uniform ±0.5                 0.289",
-        "1.weight  (7, 5)  float32  normal, zeros in 5 elements  1",
+        "name      shape   method                         std",
+        "0.weight  (9, 4)  again: copy_, mul_",
+        "0.bias    (9,)    uniform ±0.5                 0.289",
+        "1.weight  (7, 5)  normal, zeros in 5 elements      1",
         "",
-        "3 parameters, 80 elements, 320 B",
+        "3 parameters, 80 elements, 320 B of float32",
     ]
     assert plan.rows[0].shape == (9, 4)
     assert plan.folded().splitlines()[0].startswith("count")

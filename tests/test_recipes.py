@@ -220,7 +220,7 @@ def test_a_subclass_with_a_reset_of_its_own_is_left_to_other_patterns():
     assert [row.name for row in xinit.plan(model, "torch").problems] == ["0.weight", "0.bias"]
     weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     plan = xinit.plan(weight_norm, "torch")
-    methods = {"weight": "kaiming_uniform fan_in gain 0.577", "bias": "uniform ±0.577"}
+    methods = {"weight": "U(±1/sqrt(fan_in))", "bias": "uniform ±0.577"}
     assert {row.name: row.method for row in plan.rows} == methods
 
 

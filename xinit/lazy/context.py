@@ -374,10 +374,10 @@ def deferred() -> Iterator[Recorded]:
         >>> with xinit.deferred() as plan:
         ...     model = torch.nn.Embedding(1000, 64, padding_idx=0)
         >>> print(plan)
-        name    shape       dtype    method                        std
-        weight  (1000, 64)  float32  normal, zeros in 64 elements  1
+        name    shape       method                        std
+        weight  (1000, 64)  normal, zeros in 64 elements    1
         <BLANKLINE>
-        1 parameter, 64,000 elements, 250.0 KiB
+        1 parameter, 64,000 elements, 250.0 KiB of float32
         >>> model = xinit.materialize_(model, key=xinit.Key(0))
         >>> weight = xinit.normal_(torch.empty(1000, 64), key=xinit.Key(0).fold_in("weight"))
         >>> torch.equal(model.weight[1:], weight[1:]), model.weight[0].any().item()

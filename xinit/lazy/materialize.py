@@ -23,6 +23,7 @@ from xinit.lazy.late import Late, own_class, release
 from xinit.parallel.ranks import Ranks, offloaded
 from xinit.parameters.names import canonical_name, tensors_of, version_of
 from xinit.parameters.sites import known_unwritten, mark_unwritten, some
+from xinit.parameters.table import fold, table
 from xinit.parameters.writes import Write, fill_writes_
 from xinit.subclasses import held, plain, rewrap
 
@@ -383,11 +384,12 @@ def _keys_of(again: list[_Target], owned: set[Store], key: Key) -> dict[Node, tu
 
 
 class Audit(list[tuple[str, str]]):
-    """Names of parameters and buffers, and what is wrong with each; printed, a table."""
+    """Names of parameters and buffers, and what is wrong with each; printed, a table, of one line for equal layers."""
 
     def __str__(self) -> str:
-        width = max((len(name) for name, _ in self), default=0)
-        return "\n".join(f"{name:{width}}  {problem}" for name, problem in self)
+        if not self:
+            return "every parameter and buffer has its values"
+        return table(("count", "name", "problem"), fold(self))
 
 
 def audit(model: nn.Module) -> Audit:
@@ -404,7 +406,8 @@ def audit(model: nn.Module) -> Audit:
         >>> with xinit.deferred():
         ...     model = torch.nn.Linear(100, 200, bias=False)
         >>> print(xinit.audit(model))
-        weight  deferred: on the meta device until materialize_
+        count  name    problem
+            1  weight  deferred: on the meta device until materialize_
         >>> xinit.audit(xinit.materialize_(model))
         []
     """

@@ -377,7 +377,7 @@ def plan(
     """What :func:`init_` would do, as a table that prints: for each parameter name, shape, dtype, method and std.
 
     Nothing is drawn, and nothing changes; parameters may be on the meta device. One that no pattern matches, that does not fit
-    its distribution, or that a built-in recipe must not decide, has a row that says so.
+    its distribution, or that a built-in recipe must not decide, has a row with a problem; these are printed below the others.
 
     Args:
         model: the model.
@@ -392,11 +392,11 @@ def plan(
         >>> with torch.device("meta"):
         ...     model = torch.nn.Linear(300, 200)
         >>> print(xinit.plan(model, {"weight": xinit.xavier_uniform(), "bias": xinit.zeros()}))
-        name    shape       dtype    method          std
-        weight  (200, 300)  float32  xavier_uniform  0.0632
-        bias    (200,)      float32  zeros           0
+        name    shape       method             std
+        weight  (200, 300)  xavier_uniform  0.0632
+        bias    (200,)      zeros                0
         <BLANKLINE>
-        2 parameters, 60,200 elements, 235.2 KiB
+        2 parameters, 60,200 elements, 235.2 KiB of float32
     """
     sites = sites_of(model, "plan", computed=True)
     chosen = selected(sites, only, skip, "plan")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from xinit.distributions import Distribution, Rows, What
+from xinit.parameters.table import fold, paragraph, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,6 @@ class Row:
     tied: tuple[str, ...] = ()
     problem: str = ""
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        std = "" if self.std is None else f"{self.std:.3g}"
-        method = f"CANNOT: {self.problem}" if self.problem else self.method
-        if self.tied:
-            method += f" (tied: {', '.join(self.tied)})"
-        return self.name, str(self.shape), str(self.dtype).removeprefix("torch."), method, std
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -65,7 +58,7 @@ class Plan:
         return tuple(row for row in self.rows if row.problem)
 
     def __str__(self) -> str:
-        return _table([row.cells for row in self.rows]) + self._totals()
+        return self._text(("name",), list)
 
     def folded(self) -> str:
         """The table with one line for the rows that differ only by the numbers in their names.
@@ -74,63 +67,60 @@ class Plan:
             >>> import torch, xinit
             >>> layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(12)))
             >>> print(xinit.plan(layers, {"*.bias": xinit.zeros(), "*": xinit.normal(std=0.02)}).folded())
-            count  name            shape   dtype    method  std
-               12  {0..11}.weight  (8, 8)  float32  normal  0.02
-               12  {0..11}.bias    (8,)    float32  zeros   0
+            count  name            shape   method   std
+               12  {0..11}.weight  (8, 8)  normal  0.02
+               12  {0..11}.bias    (8,)    zeros      0
             <BLANKLINE>
-            24 parameters, 864 elements, 3.4 KiB
+            24 parameters, 864 elements, 3.4 KiB of float32
         """
-        groups: dict[tuple[object, ...], list[Row]] = {}
-        for row in self.rows:
-            name = tuple(None if part.isdigit() else part for part in row.name.split("."))
-            groups.setdefault((name, *row.cells[1:]), []).append(row)
-        lines = [(str(len(group)), *replace(group[0], name=_range(group)).cells) for group in groups.values()]
-        return _table(lines) + self._totals()
+        return self._text(("count", "name"), fold)
 
-    def _totals(self) -> str:
+    def _text(self, names: Sequence[str], gather: Callable[[Iterable[tuple[str, ...]]], list[tuple[str, ...]]]) -> str:
+        """A table, totals, and the problems, of rows gathered in a way that puts such columns where their names were."""
+        mixed = len({row.dtype for row in self.rows}) > 1
+        good = [
+            (
+                "\n  tied: ".join((row.name, *row.tied)),
+                str(row.shape),
+                _short(row.dtype) if mixed else "",
+                row.method,
+                "" if row.std is None else f"{row.std:.3g}",
+            )
+            for row in self.rows
+            if not row.problem
+        ]
+        lines = [table((*names, "shape", "dtype", "method", "std"), gather(good)), "", *self._totals()]
+        for *count, what, problem in gather((f"{row.name} {row.shape}", row.problem) for row in self.problems):
+            times = "" if count in ([], ["1"]) else f", {count[0]} of them"
+            lines.append(paragraph(f"{what}{times}: {problem}"))
+        return "\n".join(lines)
+
+    def _totals(self) -> Iterator[str]:
         elements = [math.prod(row.shape) for row in self.rows]
         size: float = sum(count * row.dtype.itemsize for count, row in zip(elements, self.rows, strict=True))
         unit = 0
         while size >= 1024 and unit < 4:
             size, unit = size / 1024, unit + 1
         amount = f"{size:.1f} {'KMGT'[unit - 1]}iB" if unit else f"{size} B"
-        text = f"\n\n{_count(len(self.rows))}, {sum(elements):,} elements, {amount}"
+        dtypes = {_short(row.dtype) for row in self.rows}
+        of = f" of {dtypes.pop()}" if len(dtypes) == 1 else ""
+        yield f"{_count(len(self.rows))}, {sum(elements):,} elements, {amount}{of}"
         if self.kept:
-            text += f"\n{_count(self.kept)} left as {'it is' if self.kept == 1 else 'they are'}"
+            yield f"{_count(self.kept)} left as {'it is' if self.kept == 1 else 'they are'}"
         if self.loaded:
-            text += f"\n{_count(self.loaded)} left as loaded from a checkpoint"
+            yield f"{_count(self.loaded)} left as loaded from a checkpoint"
         if self.unused:
-            text += f"\nnothing came to {', '.join(map(repr, self.unused))}"
+            yield f"nothing came to {', '.join(map(repr, self.unused))}"
         if self.problems:
-            text += f"\n{_count(len(self.problems))} CANNOT be initialised"
-        return text
+            yield f"{_count(len(self.problems))} CANNOT be initialised:"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _count(number: int) -> str:
     return f"{number:,} parameter" + "s" * (number != 1)
-
-
-def _range(group: Sequence[Row]) -> str:
-    """The names as one, with the ranges of their numbers."""
-    parts: list[str] = []
-    for column in zip(*(row.name.split(".") for row in group), strict=True):
-        numbers = sorted({int(part) for part in column}) if column[0].isdigit() else []
-        parts.append(f"{{{numbers[0]}..{numbers[-1]}}}" if len(numbers) > 1 else column[0])
-    return ".".join(parts)
-
-
-def _table(lines: Iterable[tuple[str, ...]]) -> str:
-    lines = list(lines)
-    header: tuple[str, ...] = ("name", "shape", "dtype", "method", "std")
-    counted = bool(lines) and len(lines[0]) > len(header)
-    header = ("count", *header) if counted else header
-    # A problem is a sentence, with nothing to the right of it.
-    widths = [max(len(c) for c in column if not c.startswith("CANNOT")) for column in zip(header, *lines, strict=True)]
-    rows = []
-    for line in [header, *lines]:
-        cells = [f"{cell:{'>' if counted and not i else '<'}{widths[i]}}" for i, cell in enumerate(line)]
-        rows.append("  ".join(cells).rstrip())
-    return "\n".join(rows)
 
 
 def describe(what: What) -> str:
@@ -154,6 +144,11 @@ _NAMES = {
     "fan_out": "kaiming_{} fan_out",
     "fan_geo_avg": "{} fan_geo_avg",
 }
+_GAINS = {
+    f"{gain:.12g}": name for gain, name in ((math.sqrt(2), "sqrt(2)"), (5 / 3, "5/3"), (1 / math.sqrt(3), "1/sqrt(3)"))
+}
+# Of torch's Linear and Conv, which write it kaiming_uniform_(weight, a=sqrt(5)).
+_TORCHS_OWN = "kaiming_uniform fan_in gain 1/sqrt(3)"
 
 
 @lru_cache
@@ -162,7 +157,9 @@ def _words(d: Distribution) -> str:
         return str(d)
     if d.fan:
         family = "{} " + d.fan if d.name == "truncated_normal" else _NAMES[d.fan]
-        text = family.format(d.name) + (f" gain {d.parameters[0]:.3g}" if d.parameters[0] != 1 else "")
+        gain = _GAINS.get(f"{d.parameters[0]:.12g}", f"{d.parameters[0]:.3g}")
+        text = family.format(d.name) + (f" gain {gain}" if gain != "1" else "")
+        text = text.replace(_TORCHS_OWN, "U(±1/sqrt(fan_in))")
         axes = {"in": d.in_axis, "out": d.out_axis} if (d.in_axis, d.out_axis) != ((1,), (0,)) else {}
         if d.batch_axis:
             axes["batch"] = d.batch_axis
