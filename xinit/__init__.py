@@ -6,6 +6,7 @@ functions on tensors      kaiming_normal_(w, key=Key(0).fold_in("w")) and its li
 many tensors at once      fill_many_(tensors, [kaiming_normal(), zeros()], keys): names without _ are distributions
 a model, by a recipe      init_(model, "llama", Key(0)), plan, fingerprint: see help(xinit.recipes)
 a model, by its own code  accelerate(): at once; deferred(), materialize_, audit: later, and where it belongs
+which initialisation      calculate_gain(activation), theory, critical: what becomes of signals in a deep network
 a part of a tensor        key= with window=Window(global_shape, offsets)
 sharded models            DTensors everywhere; without them see help(xinit.parallel)
 this build                build_info(); from the shell, xinit --help
@@ -80,6 +81,7 @@ from xinit.window import Window
 
 if TYPE_CHECKING:
     from xinit import parallel, recipes
+    from xinit.insight.theory import critical, theory
     from xinit.lazy.accelerate import accelerate
     from xinit.lazy.context import deferred
     from xinit.lazy.materialize import audit, materialize_
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "accelerate": "lazy.accelerate",
     "audit": "lazy.materialize",
+    "critical": "insight.theory",
     "deferred": "lazy.context",
     "fingerprint": "models.apply",
     "init_": "models.apply",
@@ -100,6 +103,7 @@ _ROOMS = {
     "Plan": "parameters.plans",
     "recipes": "recipes",
     "Row": "parameters.plans",
+    "theory": "insight.theory",
     "unwritten": "parameters.sites",
 }
 
@@ -119,6 +123,7 @@ __all__ = [
     "calculate_gain",
     "constant",
     "constant_",
+    "critical",
     "deferred",
     "delta_orthogonal",
     "delta_orthogonal_",
@@ -149,6 +154,7 @@ __all__ = [
     "rows",
     "sparse",
     "sparse_",
+    "theory",
     "trunc_normal",
     "trunc_normal_",
     "uniform",

@@ -93,7 +93,7 @@ class Probed:
         """
         name, function = look_up(nonlinearity, param)
         probed = cls(name, function)
-        nodes, _ = _panels(*_edges(()))
+        nodes, _ = panels(*edges_of(()))
         values = probed(nodes)
         some = nodes.flip(0)[: nodes.numel() // 2].reshape(2, -1)
         alone, within = probed(some), values.flip(0)[: some.numel()].reshape(2, -1)
@@ -166,31 +166,33 @@ def expectation(
         function: what errors name.
         integrand: of nodes (n,) it makes (n,), or (k, n) for k of them at once.
     """
-    left, right = _edges(tuple(kink / scale for kink in kinks))
+    left, right = edges_of(tuple(kink / scale for kink in kinks))
     outer = left.abs().maximum(right.abs()) == REACH
-    nodes, masses = _panels(left, right)
+    nodes, masses = panels(left, right)
     whole = _summed(integrand(nodes * scale) * masses, _ORDER)
-    done, done_error, found = torch.zeros_like(whole[..., 0]), 0.0, [*kinks]
+    done, size, done_error, found = torch.zeros_like(whole[..., 0]), torch.zeros_like(whole[..., 0]), 0.0, [*kinks]
     for depth in range(60):
         middle = (left + right) / 2
         left, right = torch.stack((left, middle), 1), torch.stack((middle, right), 1)
-        nodes, masses = _panels(left.flatten(), right.flatten())
+        nodes, masses = panels(left.flatten(), right.flatten())
         halves = _summed(integrand(nodes * scale) * masses, 2, _ORDER)
         error, sums = (whole - halves.sum(-1)).abs(), halves.sum(-1)
-        size = (done.abs() + sums.abs().sum(-1)).clamp_min(1e-300)
-        if depth == 0 and bool(((sums.abs() * outer).sum(-1) > 1e-9 * size).any()):
+        least = 1e-300 + size + sums.abs().sum(-1)  # what may cancel must not be held against what is left of it
+        # At another scale there may be next to nothing but in the tails.
+        if depth == 0 and scale == 1 and bool(((sums.abs() * outer).sum(-1) > 1e-9 * least).any()):
             raise function.refused("it grows too fast for a second moment, E[f(z)²]")
-        relative = error / size[..., None]
+        relative = error / least[..., None]
         is_open = relative.reshape(-1, relative.shape[-1]).amax(0) > _ENOUGH
         if int(is_open.sum()) > 2**12 or depth == 59:
             done_error += float(relative.sum(-1).max())
             is_open = torch.zeros_like(is_open)
-        done = done + (sums * ~is_open).sum(-1)
+        done, size = done + (sums * ~is_open).sum(-1), size + (sums.abs() * ~is_open).sum(-1)
+        if 0.5**depth < _NARROW:  # the last to close is the nearest
+            for kink in (middle[~is_open] * scale).tolist():
+                found = [*(x for x in found if abs(x - kink) > 4 * _NARROW * scale), kink]
         if not is_open.any():
             break
         left, right, whole = left[is_open].flatten(), right[is_open].flatten(), halves[..., is_open, :].flatten(-2)
-        if 0.5**depth < _NARROW:
-            found += [x for x in (left * scale).tolist() if all(abs(x - y) > 2 * _NARROW * scale for y in found)]
     if done_error > 1e-7:
         raise function.refused(f"E[f(z)²] cannot be integrated: an error of {done_error:.0e} of it remains")
     return done, tuple(found)
@@ -200,7 +202,7 @@ def _summed(values: Tensor, *sizes: int) -> Tensor:
     return values.reshape(*values.shape[:-1], -1, *sizes).sum(-1)
 
 
-def _edges(kinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def edges_of(kinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Of the first panels: integers, where most functions that have kinks have them, and these."""
     edges = torch.arange(-REACH, REACH + 1, dtype=torch.float64, device="cpu")
     inner = torch.tensor([kink for kink in kinks if abs(kink) < REACH], dtype=torch.float64, device="cpu")
@@ -208,7 +210,7 @@ def _edges(kinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     return edges[:-1], edges[1:]
 
 
-def _panels(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def panels(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes of Gauss's rule on each panel, in a row, with their weights times the normal density."""
     x, w = _rule()
     half = (right - left)[:, None] / 2
