@@ -102,6 +102,14 @@ def test_help_and_typos_are_answered_without_torch(tmp_path, arguments, status, 
         assert done.stderr.count("\n") == (status == 2)
 
 
+def test_what_a_verb_is_about_to_do_is_said_before_torch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, PACKAGE.parent)))}
+    command = [sys.executable, "-m", "xinit", "demo"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{grammar.VERBS['demo'].opening}\n", "torch was imported\n")
+
+
 @pytest.mark.parametrize("verb", grammar.VERBS)
 def test_each_verb_has_a_module_that_runs_it(verb):
     assert callable(import_module(f"xinit.cli.{verb}").run)

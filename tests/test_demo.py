@@ -36,15 +36,19 @@ def test_in_a_process_of_its_own_every_kind_has_rows_and_all_are_ok() -> None:
     command = [sys.executable, "-W", "error", "-m", "xinit", *SMALL]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")  # no bar where no terminal is
-    table, summary = done.stdout.split("\n\n")
+    opening, rounds, table, legend, summary = done.stdout.split("\n\n")
+    assert opening.startswith("A GPT-2 and a ResNet-50 are initialised")
+    assert len(re.findall(r"^round \d of 3: torch\.nn\.init [\d.]+ s, xinit [\d.]+ s$", rounds, re.MULTILINE)) == 3
     header, *rows = table.splitlines()
     assert header.startswith("kind ")
+    assert sorted(row.partition("  ")[0] for row in rows) == sorted(rule.kind for rule in demo.RULES)  # a line each
     assert all(row.endswith(" ok") for row in rows)
-    assert max(map(len, [header, *rows])) <= 110
     for rule in demo.RULES:
         assert any(row.startswith(f"{rule.kind} ") and f" {rule.method[:-1]} " in row for row in rows), rule.kind
-    assert re.search(r"^183,186 elements on cpu: deferred and materialised in .* s$", summary, re.MULTILINE)
-    assert re.search(r"^plain constructors and torch\.nn\.init, on the CPU: .* times as long$", summary, re.MULTILINE)
+    assert "se: how far they are apart, in standard errors of the measured one" in legend
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert re.search(r"^183,186 elements, best of 3: by torch\.nn\.init on the CPU in .* s,$", summary, re.MULTILINE)
+    assert re.search(r"^within deferred\(\) by xinit on cpu in .* s, .* times as fast$", summary, re.MULTILINE)
     assert fingerprint(summary) == FINGERPRINT
 
 
@@ -64,9 +68,16 @@ def test_a_deviation_is_marked_and_is_the_exit_status(run: Run, monkeypatch: pyt
     assert [line.split()[:2] for line in output.splitlines() if line.endswith(" OFF")] == [["MLP", "up"]]
 
 
-def test_it_runs_without_tqdm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert run(*SMALL)[0] == 0
+def test_one_shape_of_several_that_deviates_is_enough() -> None:
+    rule = next(rule for rule in demo.RULES if rule.kind == "conv")
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(out, 16, 3, 3) for out in (32, 64, 128)]
+    tensors = {shape: [torch.randn(shape, generator=generator) * (2 / (shape[0] * 9)) ** 0.5] for shape in shapes}
+    assert demo.line(rule, tensors)[1]
+    tensors[shapes[0]][0] *= 1.1
+    cells, good = demo.line(rule, tensors)
+    assert (cells[3], cells[-1], good) == ("3 shapes", "OFF", False)
+    assert cells[4].startswith("0.0417..")  # sqrt(2 / (128 * 9)), of the widest fan
 
 
 def test_the_models_have_the_sizes_of_gpt2_and_resnet50() -> None:

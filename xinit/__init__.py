@@ -12,7 +12,6 @@ sharded models            DTensors everywhere; without them see help(xinit.paral
 this build                build_info(); from the shell, xinit --help
 """
 
-import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xinit import _load
 from xinit.cli import grammar as _grammar
 
-if _grammar.is_running():
-    _grammar.parse(sys.argv[1:])  # help and typos need not wait for torch
+_grammar.answer()  # help and typos need not wait for torch
 _load.load()  # before all that needs xinit._C
 
 with suppress(ImportError):  # they are not public, but called, and may go

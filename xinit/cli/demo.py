@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from math import inf, sqrt
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 import xinit
 from xinit.cli import one_line
+from xinit.parameters.table import table
 
 ROUNDS = 3  # of each way in turn; the best counts
 LIMIT = 5.0  # standard errors
@@ -107,64 +106,82 @@ def build_deferred(small: bool, device: str, key: xinit.Key) -> nn.Module:
     """The same, each weight drawn once, from the key of its name."""
     with xinit.deferred():
         model = build(small)
-    bar = sys.stderr.isatty() and find_spec("tqdm") is not None
-    xinit.materialize_(model, device, key, progress=bar)
+    xinit.materialize_(model, device, key)
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return model
 
 
-def report(rule: Rule, tensors: list[Tensor]) -> tuple[list[str], bool]:
-    """One row of the table, and whether the measured standard deviation is as it should be."""
+class Measured(NamedTuple):
+    """Of the tensors of one kind and shape: the standard deviations, and how many standard errors they are apart."""
+
+    theory: float
+    std: float
+    errors: float
+
+
+def measured(rule: Rule, tensors: list[Tensor]) -> Measured:
     count = sum(tensor.numel() for tensor in tensors)
     fans = torch.nn.init._calculate_fan_in_and_fan_out(tensors[0]) if rule.kurtosis else (0, 0)
     mean, theory = float(rule.method == "ones_"), rule.std(*fans)
     # About the mean of theory: a mean gone astray is a deviation too.
     squares = sum(float(torch.linalg.vector_norm(tensor - mean, dtype=torch.float64)) ** 2 for tensor in tensors)
-    measured, error = sqrt(squares / count), theory * sqrt(max(rule.kurtosis - 1, 0) / (4 * count))
-    deviation = (measured - theory) / error if error else inf if measured else 0.0
-    good = abs(deviation) <= LIMIT
-    shapes = ["x".join(map(str, shape)) for shape in sorted({tuple(tensor.shape) for tensor in tensors})]
+    std, error = sqrt(squares / count), theory * sqrt(max(rule.kurtosis - 1, 0) / (4 * count))
+    return Measured(theory, std, (std - theory) / error if error else inf if std else 0.0)
+
+
+def line(rule: Rule, shapes: dict[Any, list[Tensor]]) -> tuple[list[str], bool]:
+    """Of the table, for all weights of a kind, and whether each of their shapes is as it should be."""
+    found = sorted(measured(rule, tensors) for tensors in shapes.values())
+    worst = max((each.errors for each in found), key=abs)
+    ends = found if len(found) == 1 else (found[0], found[-1]) if rule.kurtosis else found[:1]
+    digits = 6 if len(ends) == 1 else 4
+    arguments = (str(argument) for argument in rule.arguments if argument not in (0, "fan_in"))
     return [
         rule.kind,
-        " ".join([rule.method.rstrip("_"), *(str(argument) for argument in rule.arguments if argument)]),
-        str(len(tensors)),
-        shapes[0] if len(shapes) == 1 else f"{shapes[0]}..{shapes[-1]}",
-        f"{fans[0]}/{fans[1]}" if rule.kurtosis else "",
-        f"{theory:.6f}",
-        f"{measured:.6f}",
-        f"{deviation:+.2f} se" if error else "",
-        "ok" if good else "OFF",
-    ], good
+        " ".join([rule.method.rstrip("_"), *arguments]),
+        str(sum(map(len, shapes.values()))),
+        "x".join(map(str, next(iter(shapes)))) if len(shapes) == 1 else f"{len(shapes)} shapes",
+        "..".join(f"{each.theory:.{digits}f}" for each in ends),
+        "..".join(f"{each.std:.{digits}f}" for each in ends),
+        f"{worst:+.2f}" if rule.kurtosis else "",
+        "ok" if abs(worst) <= LIMIT else "OFF",
+    ], abs(worst) <= LIMIT
+
+
+LEGEND = f"""\
+theory, measured: standard deviations; of several shapes, the least and the largest
+se: how far they are apart, in standard errors of the measured one; of several shapes, the farthest
+OFF: farther than {LIMIT:g}, or a constant that is not one"""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print table, times and fingerprint. Returns 1 if a standard deviation is not what it should be, otherwise 0."""
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with one_line(f"--device {arguments.device}"):
-        torch.empty(0, device=arguments.device)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with one_line(f"--device {device}"):
+        torch.empty(0, device=device)
     with one_line(f"--seed {arguments.seed}"):
         key = xinit.Key(arguments.seed)
+    build_deferred(True, device, key)  # what is imported on first use is no part of the time
     theirs = ours = inf
-    for _ in range(ROUNDS):
+    for number in range(1, ROUNDS + 1):
+        print(f"round {number} of {ROUNDS}: torch.nn.init ", end="", flush=True)
         start = perf_counter()
         build(arguments.small)
         middle = perf_counter()
-        model = build_deferred(arguments.small, arguments.device, key)
-        theirs, ours = min(theirs, middle - start), min(ours, perf_counter() - middle)
+        print(f"{middle - start:.2f} s, xinit ", end="", flush=True)
+        model = build_deferred(arguments.small, device, key)
+        end = perf_counter()
+        print(f"{end - middle:.2f} s", flush=True)
+        theirs, ours = min(theirs, middle - start), min(ours, end - middle)
 
-    groups: dict[Any, tuple[Rule, list[Tensor]]] = {}  # by kind and shape; constants by kind
+    kinds: dict[str, tuple[Rule, dict[Any, list[Tensor]]]] = {}
     for _, tensor, rule in weights(model):
-        groups.setdefault((rule.kind, rule.kurtosis and tensor.shape), (rule, []))[1].append(tensor)
-    rows, good = zip(*(report(*group) for group in groups.values()), strict=True)
-    header = ["kind", "method", "count", "shape", "fan in/out", "theory", "measured", "deviation", ""]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in [header, *rows]:
-        cells = [f"{cell:{'<<>>>>>><'[i]}{widths[i]}}" for i, cell in enumerate(row)]
-        print("  ".join(cells).rstrip())
-
+        kinds.setdefault(rule.kind, (rule, {}))[1].setdefault(tuple(tensor.shape), []).append(tensor)
     elements = sum(parameter.numel() for parameter in model.parameters())
-    print(f"\n{elements:,} elements on {arguments.device}: deferred and materialised in {ours:.4f} s")
-    print(f"plain constructors and torch.nn.init, on the CPU: {theirs:.4f} s, {theirs / ours:.2f} times as long")
+    lines, good = zip(*(line(*kind) for kind in kinds.values()), strict=True)
+    print(f"\n{table(('kind', 'method', 'count', 'shape', 'theory', 'measured', 'se', ''), lines)}\n\n{LEGEND}\n")
+    print(f"{elements:,} elements, best of {ROUNDS}: by torch.nn.init on the CPU in {theirs:.3f} s,")
+    print(f"within deferred() by xinit on {device} in {ours:.3f} s, {theirs / ours:.1f} times as fast")
     print(f"fingerprint {xinit.fingerprint(model)}")
     return 0 if all(good) else 1

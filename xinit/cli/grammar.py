@@ -74,11 +74,13 @@ class Verb(NamedTuple):
         help: what it does, in a line.
         add: adds its arguments to its parser.
         examples: shell commands, one a line.
+        opening: what it is about to do, said before torch is imported, which takes seconds.
     """
 
     help: str
     add: Callable[[argparse.ArgumentParser], None] = lambda verb: None
     examples: str = ""
+    opening: str = ""
 
 
 VERBS = {
@@ -86,6 +88,10 @@ VERBS = {
     "demo": Verb(
         "initialise a GPT-2 and a ResNet, and hold each kind of weight against theory, and the time against torch's",
         demo,
+        opening="""\
+A GPT-2 and a ResNet-50 are initialised, each kind of weight in its own way: by their constructors
+and torch.nn.init, and by the same code within xinit.deferred(); then the values are measured.
+""",
     ),
     "plan": Verb(
         "print what a recipe would do to each parameter of a model, which is built without memory",
@@ -119,6 +125,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         top.print_help()
         top.exit()
     return top.parse_args(arguments)
+
+
+def answer() -> None:
+    """All that can be said before torch is imported, if this process is the command line."""
+    if is_running() and (opening := VERBS[parse(sys.argv[1:]).verb].opening):
+        print(opening, flush=True)
 
 
 def is_running() -> bool:
