@@ -5,6 +5,7 @@
 writes FOLDER/WORLD.json, from each case's name to nothing, or to what went wrong on the ranks.
 """
 
+import copy
 import json
 import operator
 import os
@@ -615,6 +616,103 @@ def deferred_then_sharded(world, layout, kind):
     assert not xinit.audit(model)
     if kind in ("llama", "conv") or layout == "fsdp":
         assert_close(losses(model, kind), losses(whole, kind))
+
+
+def row_of_zeros(weight):
+    with torch.no_grad():
+        weight[5].zero_()
+
+
+# What is done to a parameter after its context; the whole is to have it done too.
+CHANGES = {
+    "normal_": lambda m: nn.init.normal_(m.output.weight, std=5.0),
+    "normal_ of xinit": lambda m: xinit.normal_(m.output.weight, std=5.0),
+    "the data scaled": lambda m: m.output.weight.data.mul_(0.5),
+    "scaled by detach": lambda m: m.output.weight.detach().mul_(0.5),
+    "a row": lambda m: row_of_zeros(m.output.weight),
+    "other data": lambda m: setattr(m.output.weight, "data", m.output.weight.data * 3),
+    "another parameter": lambda m: setattr(m.output, "weight", nn.Parameter(m.output.weight.detach().clone().fill_(2))),
+    "in half precision": lambda m: m.bfloat16(),
+    "in another context": lambda m: within(lambda: nn.init.ones_(m.output.weight)),
+}
+# What the whole does not know of, or is not done on the meta device: that is said.
+UNSEEN = {
+    "written to": {
+        "the local tensor": lambda m: m.output.weight._local_tensor.fill_(1),
+        "to_local()": lambda m: m.output.weight.to_local().data.mul_(2),
+        "before it took its place": lambda m: setattr(m.output, "weight", nn.Parameter(others(m).normal_())),
+    },
+    "nothing is known of": {"copied from another": lambda m: setattr(m.output, "weight", together(m))},
+    "before the model is sharded": {
+        "trunc_normal_": lambda m: nn.init.trunc_normal_(m.output.weight),
+        "orthogonal_": lambda m: nn.init.orthogonal_(m.output.weight),
+        "orthogonal_ of xinit": lambda m: xinit.orthogonal_(m.output.weight),
+    },
+}
+
+
+def within(change):
+    with xinit.deferred():
+        change()
+
+
+def others(model):
+    weight = model.output.weight
+    local, shape = weight._local_tensor.clone(), {"shape": weight.shape, "stride": weight.stride()}
+    return DTensor.from_local(local, weight.device_mesh, weight.placements, run_check=False, **shape)
+
+
+def together(model):
+    return nn.Parameter(torch.cat([model.output.weight.detach(), others(model)]))
+
+
+@case(2, layout="fsdp")
+@case(2, layout="tp")
+@case(4, layout="fsdp+tp")
+def done_to_shards(world, layout):
+    def sharded(copied):
+        model = LAYOUTS[layout](deferred("uneven"), mesh_for(layout, world))
+        return copy.deepcopy(model) if copied else model
+
+    for copied in (False, True) if layout == "tp" else (False,):
+        for name, change in CHANGES.items():
+            model, whole = sharded(copied), deferred("uneven")
+            change(model)
+            change(whole)
+            xinit.materialize_(whole, key=KEY)
+            assert_equal_models(xinit.materialize_(model, key=KEY), whole, name)
+            assert type(model.output.weight) is DTensor
+            assert isinstance(model.output.weight, nn.Parameter)
+            assert type(model.output._parameters) is dict
+        for message, changes in UNSEEN.items():
+            for change in changes.values():
+                model = sharded(copied)
+                with raises(RuntimeError, "output.weight" if "model" not in message else "deferred", message):
+                    change(model)
+                    xinit.materialize_(model, key=KEY)
+    twin = copy.deepcopy(sharded(False)) if layout == "tp" else None
+    if twin is not None:  # what is done to one of two is not done to the other
+        model = sharded(False)
+        twin = copy.deepcopy(model)
+        nn.init.ones_(twin.output.weight)
+        assert xinit.materialize_(model, key=KEY).output.weight.to_local().std() > 0
+        assert (xinit.materialize_(twin, key=KEY).output.weight.to_local() == 1).all()
+
+
+@case(1, 3, layout="fsdp")
+@case(2, layout="tp")
+def emptied_shards(world, layout):
+    """Those of to_empty(), also where FSDP2 pads them."""
+    model = LAYOUTS[layout](deferred("uneven"), mesh_for(layout, world)).to_empty(device="cpu")
+    for name, problem in xinit.audit(model):
+        assert problem == "has memory by to_empty(), but no values", name
+    empty = {name for name, p in model.named_parameters() if isinstance(p, DTensor) and not p._local_tensor.numel()}
+    assert {name for name, p in model.named_parameters()} - empty == set(dict(xinit.audit(model)))
+    with raises(RuntimeError, "leave it out"):
+        xinit.materialize_(model, key=KEY)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    assert not xinit.audit(model)
 
 
 def resident(what):

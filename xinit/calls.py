@@ -62,7 +62,7 @@ def fill(
         check_kept(op, tensor)
     try:
         values = held(tensor, f"{op}: tensor")
-        if is_sharded(values):
+        if is_sharded(values) and not hasattr(values, "_xinit_class"):  # a deferred one's class sees to it
             _fill_shard(op, values, parameters, generator, key, window)
         else:
             _overload(op)(values, *parameters, generator=generator, **_place(op, key, window))

@@ -35,6 +35,7 @@ from xinit.history.storages import (
 from xinit.lazy.accelerate import truncated_normal_in_one_operator
 from xinit.lazy.late import watch
 from xinit.lazy.recorder import INDEXES, Recorder, as_tensors
+from xinit.lazy.shards import hold
 from xinit.parameters.names import version_of
 from xinit.parameters.plans import Plan, Row, describe
 from xinit.parameters.sites import some
@@ -197,10 +198,10 @@ class Modules:
             record = record_of(tensor, store, version_of(tensor))
             tensor.__dict__["_xinit_record"] = record
             watch(tensor)
-            if name in module._parameters or name in module._buffers:
-                module.__dict__.setdefault("_xinit_records", {})[name] = record
-            else:
+            if name not in module._parameters and name not in module._buffers:
                 module.__dict__.setdefault("_xinit_held", []).append((name, tensor))
+        for module in modules:
+            hold(module)
         purge()
 
     def _warn_of_what_was_read(self, held: list[tuple[nn.Module, str, Tensor, Store]]) -> None:
@@ -354,7 +355,8 @@ def deferred() -> Iterator[Recorded]:
     Within ``torch.inference_mode`` too, parameters are ordinary ones.
 
     What is done to these tensors after the context is recorded too, as far as it is known of what: fills, conversions, slices,
-    deep copies, parametrizations. What takes other tensors, as a vocabulary's new rows do, needs another context.
+    deep copies, parametrizations, whether ``fully_shard`` or ``parallelize_module`` has sharded them or not. What takes other
+    tensors, as a vocabulary's new rows do, needs another context.
 
     Random numbers that are no parameter's yet can be read (``item()``, ``tolist()``, ``numpy()``, a branch, a size such as that
     of ``x[x > 0]``). They stay those that were read: what is made of them later follows from torch's generator, not the key.

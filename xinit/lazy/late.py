@@ -10,6 +10,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from xinit.lazy.accelerate import truncated_normal_in_one_operator
 from xinit.lazy.recorder import INDEXES, Recorder, as_tensors, is_recording
 from xinit.subclasses import plain
 
-_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
 class Late:
@@ -49,12 +50,8 @@ class Late:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == _IS_META:
-            caller = sys._getframe(1)
-            if caller.f_globals.get("__name__") == init.__name__:
-                check_can_wait(caller.f_code.co_name.removeprefix("_no_grad_"), args[0])
-            if caller.f_code.co_name == "_load_from_state_dict":
-                return False  # or torch warns that the copy, which is recorded, is a no-op
+        if func == IS_META:
+            return is_meta(args[0])
         with torch._C.DisableTorchFunctionSubclass():
             if func in INDEXES:
                 args = args[0], as_tensors(args[1]), *args[2:]
@@ -62,7 +59,7 @@ class Late:
                 output = func(*args, **kwargs)
             else:
                 seen = [leaf for leaf in args if isinstance(leaf, Late) and _is_as_seen(leaf)]
-                with truncated_normal_in_one_operator(), Recorder(late=True), _telling_where_to():
+                with truncated_normal_in_one_operator(), Recorder(late=True), telling_where_to():
                     output = func(*args, **kwargs)
                 for leaf in seen:
                     _see(leaf)
@@ -103,8 +100,18 @@ class Late:
         return twin
 
 
+def is_meta(tensor: Tensor) -> bool:
+    """What a tensor without memory says to whoever asks ``is_meta``, two calls up from here."""
+    caller = sys._getframe(2)
+    if caller.f_globals.get("__name__") == init.__name__:
+        check_can_wait(caller.f_code.co_name.removeprefix("_no_grad_"), tensor)
+    return (
+        caller.f_code.co_name != "_load_from_state_dict"
+    )  # or torch warns that the copy, which is recorded, is a no-op
+
+
 @contextmanager
-def _telling_where_to() -> Iterator[None]:
+def telling_where_to() -> Iterator[None]:
     """torch advises to_empty(), after which nothing is known any more."""
     try:
         yield
@@ -132,30 +139,27 @@ def _is_deferred(tensor: Tensor) -> bool:
     return store is not None and store.deferred
 
 
-_classes: dict[Any, Any] = {}
-
-
-def _class(base: Any) -> Any:
-    if base not in _classes:
-        space = {"__module__": base.__module__, "_xinit_class": base}
-        _classes[base] = type(base)(base.__name__, (Late, base), space)
-    return _classes[base]
+@cache
+def class_of(kind: Any, base: Any) -> Any:
+    """The subclass of a tensor's class that has what that kind of tensors without memory has."""
+    made: Any = type(base)(base.__name__, (kind, base), {"__module__": base.__module__, "_xinit_class": base})
+    return made
 
 
 def watch(tensor: Any) -> None:
     """See what is done to a tensor that has no memory."""
     if type(tensor) is nn.Parameter:
         # As torch has it for parameters of other classes: what detach() gives has the same one.
-        tensor.__class__, tensor._is_param = _class(Tensor), True
+        tensor.__class__, tensor._is_param = class_of(Late, Tensor), True
     elif not isinstance(tensor, Late):
-        tensor.__class__ = _class(type(tensor))
+        own: Any = type(tensor)
+        tensor.__class__ = class_of(Late, own)
 
 
 def own_class(tensor: Any) -> type[Tensor]:
     """The class that a tensor has with memory."""
-    if not isinstance(tensor, Late):
-        return type(tensor)
-    return nn.Parameter if tensor.__dict__.get("_is_param") else tensor._xinit_class
+    own: type[Tensor] = getattr(type(tensor), "_xinit_class", type(tensor))
+    return nn.Parameter if own is Tensor and tensor.__dict__.get("_is_param") else own
 
 
 def release(tensor: Any) -> None:
@@ -163,4 +167,5 @@ def release(tensor: Any) -> None:
     own = own_class(tensor)
     if own is not type(tensor):
         tensor.__class__ = own
-        tensor.__dict__.pop("_is_param", None)
+        if own is nn.Parameter:
+            tensor.__dict__.pop("_is_param")

@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 from xinit._torch import local_tensor, of_class, without_modes
 from xinit.dtensor import cut, is_sharded, outside, with_memory
 from xinit.history.replay import needed, replay
-from xinit.history.simplify import Record, box, origin, record_of, record_of_view
+from xinit.history.simplify import Record, box, origin, record_of
 from xinit.history.storages import Node, Ref, Store, is_raw, now, ordinary_tensors, purge, store_of
 from xinit.keys import Key
 from xinit.lazy.late import Late, own_class, release
+from xinit.lazy.shards import Shard, holds_deferred, is_raw_shard, let_go, whole_of, written_unseen
 from xinit.parallel.ranks import Ranks, offloaded
 from xinit.parameters.names import canonical_name, tensors_of, version_of
 from xinit.parameters.sites import known_unwritten, mark_unwritten, some
@@ -70,17 +71,6 @@ def _record(tensor: Tensor) -> Record | None:
     return record_of(tensor, store, left.version if left else version_of(tensor))
 
 
-def _record_at(tensor: Tensor, places: list[tuple[nn.Module, str]]) -> Record | None:
-    """What the modules know that hold a sharded tensor: it is another one since, by ``fully_shard`` or ``parallelize_module``."""
-    for module, name in places:
-        record: Record | None = module.__dict__.get("_xinit_records", {}).get(name)
-        if record is not None and record.ref.size == tensor.shape:
-            if record.ref.store.since(record.time):
-                return record_of_view(record.ref, 0)
-            return record._replace(version=0)
-    return None
-
-
 def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], dict[str, str]]:
     """What has a record, parameters first; what is real; and the names of what has no values and no record, with the reason."""
     if not isinstance(model, nn.Module):
@@ -91,7 +81,12 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], di
         for name, tensor in [*tensors_of(model), *_set_later(model)]:
             if not tensor.is_meta:
                 real.append(tensor)
-                if plain(tensor) and is_raw(tensor):
+                if is_sharded(tensor):
+                    places = places or _places(model)
+                    raw = is_raw_shard(places.get(id(tensor), []), tensor)
+                else:
+                    raw = plain(tensor) and is_raw(tensor)
+                if raw:
                     unknown[name] = _RAW
                 continue
             try:
@@ -101,14 +96,12 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], di
                     raise
                 unknown[name] = _OUTSIDE
                 continue
-            if is_sharded(tensor):
-                places = places or _places(model)
-                record = _record_at(tensor, places[id(tensor)])
-            else:
-                record = _record(values)
+            record = _record(whole_of(tensor) if isinstance(tensor, Shard) else values)
             if record is not None:
                 targets.append(_Target(name, values, record, tensor))
-            elif is_sharded(tensor) or not plain(values) or store_of(values) is None:
+            elif (
+                (is_sharded(tensor) and not isinstance(tensor, Shard)) or not plain(values) or store_of(values) is None
+            ):
                 unknown[name] = _OUTSIDE
             else:
                 unknown[name] = _CHANGED
@@ -234,7 +227,7 @@ def _check(model: nn.Module, targets: list[_Target], real: list[Tensor], unknown
             f"xinit.deferred() that builds it if they are to be drawn from the key"
         )
     if not targets and not any(map(outside, real)):
-        if any("_xinit_records" in module.__dict__ for module in model.modules()):
+        if any(map(holds_deferred, model.modules())):
             raise RuntimeError(
                 "materialize_: other tensors have taken the place of all deferred parameters: leave to_empty() out, "
                 "materialize_(model, device) gives them their memory; a model that was loaded whole needs neither"
@@ -243,7 +236,7 @@ def _check(model: nn.Module, targets: list[_Target], real: list[Tensor], unknown
             "materialize_: the model has no deferred parameters: they have their memory already, or were not built within "
             "xinit.deferred()"
         )
-    late = [t.name for t in targets if version_of(t.tensor) != t.record.version and not _recorded_since(t)]
+    late = [target.name for target in targets if _written_unseen(target)]
     if late:
         raise RuntimeError(
             f"materialize_: {some(late)} written to after the xinit.deferred() context, so that it is not known how: do that "
@@ -287,11 +280,12 @@ def _materialize_(
         release(tensor)
         torch._C._swap_tensor_impl(tensor, value)
         rewrap(target.wrapper, target.tensor)
-        target.tensor.__dict__.pop("_xinit_record", None)
+        for told in "_xinit_record", "_xinit_whole", "_xinit_seen", "_xinit_local":
+            tensor.__dict__.pop(told, None)
         if not target.written():
             mark_unwritten(target.tensor)
     for module in model.modules():
-        module.__dict__.pop("_xinit_records", None)
+        let_go(module)
         module.__dict__.pop("_xinit_held", None)
     for module, name, tensor in scripted:
         setattr(module, name, tensor)  # it holds what the object was, not the object
@@ -301,9 +295,13 @@ def _materialize_(
     return [target.name for target in targets if not target.written()]
 
 
-def _recorded_since(target: _Target) -> bool:
-    left = target.tensor.__dict__.get("_xinit_record")
-    return not is_sharded(target.tensor) and (left is None or target.store.since(left.time))
+def _written_unseen(target: _Target) -> bool:
+    """Whether something was done to it after the context of which nothing is recorded."""
+    tensor = target.tensor
+    if isinstance(tensor, Shard):
+        return written_unseen(tensor)
+    left = tensor.__dict__.get("_xinit_record")
+    return version_of(tensor) != target.record.version and left is not None and not target.store.since(left.time)
 
 
 def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
