@@ -1,47 +1,31 @@
-"""What the benchmarks share: interleaved timing, the machine they ran on, their files, and the look of their figures."""
+"""What the benchmarks share: interleaved timing and the machine, as ``xinit bench`` has them, their files and figures."""
 
 import json
-import math
-import os
-import platform
 import time
-import timeit
-from functools import partial
-from importlib import metadata
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
 
-import xinit
+from xinit.cli.timing import (  # noqa: F401
+    BUSY,
+    ROUNDS,
+    Bystanders,
+    cores,
+    cpu_model,
+    describe,
+    interleaved,
+    machine,
+    seconds,
+    shape_of,
+    spread,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-ROUNDS = 11
-BUSY = 0.05  # of the machine's processor time taken by others: then a figure means nothing
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {"xinit": "#0072B2", "light": "#56B4E9", "torch": "#D55E00", "fill_": "#8C8C8C"}
 COLOURS |= {"inductor": "#CC79A7", "triton": "#009E73"}
-
-
-def seconds(call, calls, device, wall=False):
-    """The time of one call, of so many in a row; on a GPU by events, or by the wall's clock until the last one is done."""
-    timer = timeit.Timer(call)
-    if device == "cpu":
-        return timer.timeit(calls) / calls
-    if wall:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        timer.timeit(calls)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / calls
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    timer.timeit(calls)
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def start_to_end(call, device):
@@ -57,107 +41,6 @@ def start_to_end(call, device):
     end.record()
     end.synchronize()
     return host, begin.elapsed_time(end) / 1e3
-
-
-def calls_for(call, device, wall=False, least=8e-3):
-    """How many calls last long enough to be timed. They warm up, too."""
-    calls = 1
-    while (once := seconds(call, calls, device, wall)) * calls < least:
-        calls = min(10 * calls, math.ceil(1.2 * least / once))
-    return calls, once
-
-
-def interleaved(contestants, device="cpu", rounds=ROUNDS, budget=math.inf, fresh=None, wall=False):
-    """{name: {median, quartiles, runs}}, in seconds a call, of functions that take turns, so that drift hits all alike.
-
-    One that would take longer than the budget, in seconds, takes part in fewer rounds, evenly spread, but in three at
-    least. With `fresh`, each run is one call with a new tensor that this makes; otherwise the calls take nothing.
-    """
-    plan = {}
-    for name, call in contestants.items():
-        calls, once = (1, 0.0) if fresh else calls_for(call, device, wall)
-        plan[name] = call, calls, max(3, int(min(rounds, budget / (once * calls or 1))))
-    times = {name: [] for name in plan}
-    order = list(plan)
-    for r in range(rounds):
-        for name in order[r % len(order) :] + order[: r % len(order)]:
-            call, calls, runs = plan[name]
-            if r * runs % rounds < runs:
-                times[name].append(seconds(partial(call, fresh()) if fresh else call, calls, device, wall))
-    return {
-        name: {"median": median(t), "quartiles": [quantiles(t)[0], quantiles(t)[2]], "runs": len(t)}
-        for name, t in times.items()
-    }
-
-
-def spread(timed):
-    """The widest distance between a quartile and the median, as a fraction of it."""
-    return max(max(abs(q / t["median"] - 1) for q in t["quartiles"]) for t in timed.values())
-
-
-class Bystanders:
-    """What part of the machine's processor time others take, so that it is known which figures mean nothing."""
-
-    def __init__(self):
-        self.then = self.now()
-
-    @staticmethod
-    def now():
-        """Clock ticks: all, unused, and our own, with our children's."""
-        ticks = [int(n) for n in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
-        return sum(ticks), ticks[3] + ticks[4], sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
-
-    def share(self):
-        """Since it was last asked."""
-        before, self.then = self.then, self.now()
-        total, unused, own = (b - a for a, b in zip(before, self.then, strict=True))
-        return max(0.0, (total - unused - own) / max(1, total))
-
-
-def cores():
-    return len(os.sched_getaffinity(0))
-
-
-def cpu_model():
-    """As the kernel names it; hypervisors hide the rest of the name, so family and model are said too."""
-    lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
-    info = {name.strip(): value[0].strip() for name, *value in lines if value}
-    if "model name" not in info:
-        return platform.machine()
-    return f"{info['model name']} (family {info['cpu family']}, model {info['model']})"
-
-
-def machine(devices=("cpu",)):
-    build = xinit.build_info()
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "jax", "triton", "cupy-cuda13x"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "cpu": cpu_model(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if "cuda" in devices else None,
-        "isa": build["cpu_isa"],
-        "xinit": {name: build[name] for name in ("version", "contract", "compiler", "cuda")},
-        "versions": versions,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def describe(machine, device="cpu"):
-    """One line."""
-    if device != "cpu":
-        return f"{machine['gpu']}, torch {machine['versions']['torch']}, {machine['date']}"
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)} on {machine['cores']} cores"
-    return f"{machine['cpu']}, {machine['isa']}, {threads}, torch {machine['versions']['torch']}, {machine['date']}"
-
-
-def shape_of(log2):
-    """As near to a square as 2^log2 elements can be."""
-    return 2 ** (log2 - log2 // 2), 2 ** (log2 // 2)
 
 
 def write(record, path, say=True):

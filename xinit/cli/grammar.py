@@ -59,6 +59,11 @@ def demo(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--small", action="store_true", help="the same models with few weights")
 
 
+def bench(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--quick", action="store_true", help="three functions and sizes, in 30 seconds at most")
+    verb.add_argument("--device", help="by default cuda if there is a GPU, or else cpu")
+
+
 def plan(verb: argparse.ArgumentParser) -> None:
     add_model(verb)
     verb.add_argument("--recipe", help="a name; by default the model's own if there is one, or else torch")
@@ -92,6 +97,11 @@ VERBS = {
 A GPT-2 and a ResNet-50 are initialised, each kind of weight in its own way: by their constructors
 and torch.nn.init, and by the same code within xinit.deferred(); then the values are measured.
 """,
+    ),
+    "bench": Verb(
+        "time fills on this machine beside torch.nn.init and fill_, in some minutes or, with --quick, half of one",
+        bench,
+        opening="Fills are timed beside torch.nn.init and fill_, in turn.",
     ),
     "plan": Verb(
         "print what a recipe would do to each parameter of a model, which is built without memory",
