@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "digest.h"
 #include "float_environment.h"
@@ -167,6 +168,14 @@ std::vector<Fill> fills_of(const at::Tensor& self, const Part& part, const Distr
   return fills;
 }
 
+// The shape of each of those that are stacked, of which the fans are.
+Shape member_of(const char* op, const Part& part, int64_t batch_dims) {
+  const int64_t dims = static_cast<int64_t>(part.whole.size());
+  TORCH_CHECK_VALUE(0 <= batch_dims && batch_dims <= dims, op, ": batch_dims must be in [0, ", dims,
+                    "], the tensor's number of dimensions, but found ", batch_dims);
+  return {part.whole.begin() + batch_dims, part.whole.end()};
+}
+
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
 template <class MakePlan>
 void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
@@ -175,11 +184,8 @@ void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
   const Source source = check_source(args);
   const auto part = part_of(args.op, args.self, args.global_shape, args.offsets);
   if (!part) return;
-  const int64_t dims = args.self.dim(), batch = args.batch_dims;
-  TORCH_CHECK_VALUE(0 <= batch && batch <= dims, args.op, ": batch_dims must be in [0, ", dims,
-                    "], the tensor's number of dimensions, but found ", batch);
-  const Plan plan = make_plan(
-      Target{args.op, args.self.dtype(), dtype_of(args.self), {part->whole.begin() + batch, part->whole.end()}});
+  const Plan plan =
+      make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), member_of(args.op, *part, args.batch_dims)});
   if (!plan || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
   backend.fill(args.self, fills_of(args.self, *part, *plan), source);
 }
@@ -202,33 +208,26 @@ void implement(torch::Library& library, Backend backend, const char* op, Plan (*
   });
 }
 
-// For tensor i a distribution by name, as many parameters as that takes, and a key of two words; if there are names at
-// all, one for errors; if there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
+// For tensor i the description of a distribution, and a key of two words; if there are names at all, one for errors; if
+// there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
 struct Many {
   at::TensorList tensors;
   const std::vector<std::string>& distributions;
-  at::ArrayRef<double> parameters;
   at::IntArrayRef keys;
   const std::vector<std::string>& names;
   at::IntArrayRef global_shapes, offsets;
+  int64_t batch_dims;
 
-  size_t dims() const {
-    size_t sum = 0;
-    for (const at::Tensor& tensor : tensors) sum += static_cast<size_t>(tensor.dim());
-    return sum;
-  }
   bool windowed() const { return !global_shapes.empty() || !offsets.empty(); }
 };
 
 void check_counts(const char* op, const Many& many) {
-  const size_t count = many.tensors.size(), dims = many.dims();
-  size_t numbers = 0;
-  for (const std::string& name : many.distributions) numbers += parameters_of(name);
-  TORCH_CHECK_VALUE(
-      many.distributions.size() == count && many.parameters.size() == numbers && many.keys.size() == 2 * count, op,
-      ": ", count, " tensors take as many distributions, the ", numbers,
-      " parameters of these, and two key words each, but found ", many.distributions.size(), ", ",
-      many.parameters.size(), " and ", many.keys.size());
+  const size_t count = many.tensors.size();
+  TORCH_CHECK_VALUE(many.distributions.size() == count && many.keys.size() == 2 * count, op, ": ", count,
+                    " tensors take as many distributions, and two key words each, but found ",
+                    many.distributions.size(), " and ", many.keys.size());
+  size_t dims = 0;
+  for (const at::Tensor& tensor : many.tensors) dims += static_cast<size_t>(tensor.dim());
   TORCH_CHECK_VALUE(!many.windowed() || (many.global_shapes.size() == dims && many.offsets.size() == dims), op,
                     ": tensors of ", dims, " dimensions together take as many global sizes and offsets, but found ",
                     many.global_shapes.size(), " and ", many.offsets.size());
@@ -236,8 +235,9 @@ void check_counts(const char* op, const Many& many) {
                     " tensors take as many names, but found ", many.names.size());
 }
 
-// Tensor i's fills, checked. Its dimensions and its parameters begin there among those of all.
-void plan_one(const char* op, const Many& many, size_t i, size_t dim, size_t parameter, std::vector<Fill>& fills) {
+// Tensor i's fills, checked. Its dimensions begin there among those of all.
+void plan_one(const char* op, const Many& many, size_t i, size_t dim, const Description& description,
+              std::vector<Fill>& fills) {
   const at::Tensor& self = many.tensors[i];
   check_tensor(op, self);
   TORCH_CHECK(self.device() == many.tensors[0].device(), op, ": all tensors must be on one device, but found ",
@@ -248,9 +248,9 @@ void plan_one(const char* op, const Many& many, size_t i, size_t dim, size_t par
   part.whole = many.windowed() ? many.global_shapes.slice(dim, n).vec() : part.local;
   part.offsets = many.windowed() ? many.offsets.slice(dim, n).vec() : Shape(n, 0);
   check_part(op, part);
-  Named named{many.distributions[i], {}};
-  std::copy_n(many.parameters.begin() + parameter, parameters_of(named.name), named.parameters);
-  const Plan plan = plan_named({op, self.dtype(), dtype_of(self), part.whole}, named);
+  if (empty(part.whole) && !description.fan.empty()) return;  // which has no fans
+  const Shape member = member_of(op, part, many.batch_dims);
+  const Plan plan = plan_named({op, self.dtype(), dtype_of(self), member}, resolve(description, member));
   if (self.is_meta() || empty(part.local)) return;
   const Key key = key_of(op, many.keys.slice(2 * i, 2));
   for (Fill& fill : fills_of(self, part, *plan)) {
@@ -264,18 +264,21 @@ void fill_many(const Backend& backend, const Many& many) {
   constexpr const char* op = "fill_many_";
   const FloatEnvironment environment;
   check_counts(op, many);
+  std::unordered_map<std::string_view, Description> known;  // of many tensors, few differ in it
   std::vector<Fill> fills;
   fills.reserve(many.tensors.size());
-  size_t dim = 0, parameter = 0;
+  size_t dim = 0;
   for (size_t i = 0; i < many.tensors.size(); ++i) {
     try {
-      plan_one(op, many, i, dim, parameter, fills);
+      auto found = known.find(many.distributions[i]);
+      if (found == known.end())
+        found = known.emplace(many.distributions[i], parse_description(op, many.distributions[i])).first;
+      plan_one(op, many, i, dim, found->second, fills);
     } catch (c10::Error& error) {
       error.add_context(many.names.empty() ? c10::str("tensor ", i) : many.names[i]);
       throw;
     }
     dim += static_cast<size_t>(many.tensors[i].dim());
-    parameter += parameters_of(many.distributions[i]);
   }
   if (!fills.empty()) backend.fill_many(many.tensors[0], fills);
 }
@@ -349,21 +352,18 @@ void register_ops(torch::Library& library, Backend backend) {
   implement(library, backend, "kaiming_uniform_", plan_kaiming_uniform);
   implement(library, backend, "kaiming_normal_", plan_kaiming_normal);
   implement(library, backend, "variance_scaling_", plan_variance_scaling);
-  library.impl("fill_many_",
-               [=](at::TensorList tensors, const std::vector<std::string>& distributions,
-                   at::ArrayRef<double> parameters, at::IntArrayRef keys, const std::vector<std::string>& names,
-                   at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
-                 fill_many(backend, {tensors, distributions, parameters, keys, names, global_shapes, offsets});
-               });
-  library.impl("fill_many",
-               [=](at::TensorList tensors, const std::vector<std::string>& distributions,
-                   at::ArrayRef<double> parameters, at::IntArrayRef keys, const std::vector<std::string>& names,
-                   at::IntArrayRef global_shapes, at::IntArrayRef offsets) {
-                 std::vector<at::Tensor> filled;
-                 for (const at::Tensor& tensor : tensors) filled.push_back(at::empty_like(tensor));
-                 fill_many(backend, {filled, distributions, parameters, keys, names, global_shapes, offsets});
-                 return filled;
-               });
+  using Strings = const std::vector<std::string>&;
+  library.impl("fill_many_", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,
+                                 at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims) {
+    fill_many(backend, {tensors, distributions, keys, names, global_shapes, offsets, batch_dims});
+  });
+  library.impl("fill_many", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,
+                                at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims) {
+    std::vector<at::Tensor> filled;
+    for (const at::Tensor& tensor : tensors) filled.push_back(at::empty_like(tensor));
+    fill_many(backend, {filled, distributions, keys, names, global_shapes, offsets, batch_dims});
+    return filled;
+  });
   library.impl("digest",
                [=](const at::Tensor& self, at::IntArrayRef key, at::OptionalSymIntArrayRef global_shape,
                    at::OptionalSymIntArrayRef offsets) { return digest(backend, self, key, global_shape, offsets); });
@@ -380,7 +380,7 @@ TORCH_LIBRARY(xinit, m) {
     m.def(c10::str(twin(op.name), "(Tensor self, ", op.parameters, common, " -> Tensor").c_str(), random);
   }
   const std::string many =
-      ", str[] distributions, float[] parameters, int[] keys, str[] names, int[] global_shapes=[], int[] offsets=[])";
+      ", str[] distributions, int[] keys, str[] names, int[] global_shapes=[], int[] offsets=[], int batch_dims=0)";
   m.def(c10::str("fill_many_(Tensor(a!)[] tensors", many, " -> ()").c_str(), pure);
   m.def(c10::str("fill_many(Tensor[] tensors", many, " -> Tensor[]").c_str(), pure);
   m.def("digest(Tensor self, int[] key, SymInt[]? global_shape=None, SymInt[]? offsets=None) -> Tensor", pure);

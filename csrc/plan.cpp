@@ -128,9 +128,15 @@ Plan plan_variance_scaling(const Target& target, double scale, std::string_view 
   return plan_with_fans(target, distribution, std::sqrt(scale), mode, axes);
 }
 
-size_t parameters_of(std::string_view distribution) {
-  if (distribution == "truncated_normal") return 4;
-  return distribution == "constant" ? 1 : 2;
+Named resolve(const Description& description, const Shape& shape) {
+  if (!description.fan.empty()) {
+    Fans fans = fans_of(shape, description.axes);
+    const Fan fan = parse_fan(description.fan, fans);
+    return scaled(description.name, description.parameters[0], fans, fan);
+  }
+  Named named{description.name, {}};
+  std::copy(description.parameters.begin(), description.parameters.end(), named.parameters);
+  return named;
 }
 
 Plan plan_named(const Target& target, const Named& named) {

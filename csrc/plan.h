@@ -10,11 +10,10 @@
 #include <string_view>
 #include <vector>
 
+#include "description.h"
 #include "distribution.h"
 
 namespace xinit {
-
-using Shape = std::vector<int64_t>;
 
 // What a plan may ask of the tensor.
 struct Target {
@@ -38,22 +37,13 @@ Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, s
                            c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
                            int64_t groups);
 
-// A distribution by name with its parameters: "uniform" (a, b), "normal" (mean, std), "truncated_normal" (mean, std, a,
-// b) or "constant" (value).
+// Of a shape that has these axes. Without a fan it is as it was described.
 struct Named {
   std::string_view name;
   double parameters[4];
 };
+Named resolve(const Description&, const Shape& shape);
 Plan plan_named(const Target&, const Named&);
-size_t parameters_of(std::string_view distribution);  // how many it takes
-
-// Which axes make up the fans; those that are in none are the receptive field, those of a batch (stacked experts) part
-// of no fan. Axis 0 holds the channels of all groups of a convolution. Negative axes count from the last. As in JAX,
-// the one axis of a vector may be both in and out, and both fans are 1 then.
-struct Axes {
-  Shape in = {1}, out = {0}, batch = {};
-  int64_t groups = 1;
-};
 
 bool empty(const Shape& shape);
 // fan_in, fan_out, fan_avg, or fan_geo_avg, for which both fans become their geometric mean.

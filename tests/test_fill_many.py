@@ -1,10 +1,13 @@
 """fill_many_: each tensor gets the bits that it would get alone, in any company."""
 
+import math
+import re
+
 import pytest
 import torch
 
 import xinit
-from xinit import Key, Window
+from xinit import _C, Key, Window
 
 KEY = Key(2024).fold_in("many")
 # A distribution as a value, and the function that fills with it.
@@ -98,11 +101,42 @@ def test_the_numbers_must_agree():
         with pytest.raises(ValueError, match=r"1 tensors take as many .*, but found 2"):
             xinit.fill_many_([tensor], *values)
     assert not tensor.any()
-    for parameters in ([0.0], [0.0, 1.0, 2.0]):
-        with pytest.raises(ValueError, match="the 2 parameters of these"):
-            torch.ops.xinit.fill_many_([torch.empty(2)], ["normal"], parameters, [0, 0], [])
-    with pytest.raises(ValueError, match="unknown distribution gamma"):
-        torch.ops.xinit.fill_many_([torch.empty(2)], ["gamma"], [0.0, 1.0], [0, 0], [])
+    with pytest.raises(ValueError, match="take as many distributions, and two key words each, but found 1 and 1"):
+        torch.ops.xinit.fill_many_([tensor], ["normal(0, 1)"], [0], [])
+
+
+def test_descriptions():
+    """The text that crosses to C++ says exactly what the distribution is."""
+    for a, b in torch.randn(200, 2, dtype=torch.float64).cumsum(1).sort(1).values.mul(torch.tensor(1e-3)).tolist():
+        for distribution in (
+            xinit.uniform(a, b),
+            xinit.normal(a, abs(b)),
+            xinit.constant(a),
+            xinit.trunc_normal(a, 1, a, b),
+        ):
+            name, parameters = _C.resolve(distribution.description, ())
+            assert (name, parameters[: len(distribution.parameters)]) == (distribution.name, distribution.parameters)
+    for axes, fan in (
+        ({}, 3 * 5),
+        ({"in_axis": (0, -1), "out_axis": ()}, 4 * 5 * 3),
+        ({"in_axis": 2, "out_axis": 1, "batch_axis": (0,)}, 5),
+        ({"in_axis": 0, "out_axis": 1, "groups": 2}, 2 * 5),
+    ):
+        distribution = xinit.variance_scaling(1.0, "fan_in", "normal", **axes)
+        assert _C.resolve(distribution.description, (4, 3, 5)) == ("normal", (0, 1 / math.sqrt(fan)))
+    for wrong in ("normal", "normal(", "normal()", "normal(0)", "normal(0, 1", "normal(0, 1))", "normal(0; 1)", "gamma(0, 1, 2)",
+                  "normal(1, 2, fan_in)", "normal(1, fan_in, in)", "normal(1, fan_in, axis=1)", "normal(1, fan_in, groups=)",
+                  "normal(0x1, 1)", ""):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"fill_many_: a distribution is described as in .*, but found " + re.escape(wrong)
+        ):
+            torch.ops.xinit.fill_many_([torch.empty(2, 2)], [wrong], [0, 0], [])
+    for unknown, words in (
+        ("gamma(0, 1)", "unknown distribution gamma"),
+        ("normal(1, fan_up)", "Mode fan_up not supported"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            torch.ops.xinit.fill_many_([torch.empty(2, 2)], [unknown], [0, 0], [])
 
 
 def test_an_error_names_the_tensor():
@@ -147,8 +181,7 @@ def test_a_window_must_hold_its_tensor(window, words):
 def test_opcheck_and_compile():
     arguments = (
         [torch.empty(4, 5), torch.empty(7)],
-        ["normal", "uniform"],
-        [0.0, 1.0, -1, 1],
+        ["normal(0, 1)", "uniform(-1, 1)"],
     )
     torch.library.opcheck(torch.ops.xinit.fill_many_.default, (*arguments, [1, 2, 3, 4], ["w", "b"]))
 

@@ -109,7 +109,7 @@ def test_twins(name):
 def test_many_twins():
     tensors, arguments = (
         [torch.zeros(3, 4), torch.zeros(5)],
-        (["normal", "constant"], [0.0, 1.0, 3.0], [1, 2, 3, 4], []),
+        (["normal(0, 1)", "constant(3)"], [1, 2, 3, 4], []),
     )
     new = torch.ops.xinit.fill_many(tensors, *arguments)
     assert not any(tensor.any() for tensor in tensors)
@@ -145,7 +145,7 @@ def test_opcheck(name):
 
 def test_opcheck_of_many():
     for op in "fill_many_", "fill_many":
-        arguments = ["uniform", "constant"], [0.0, 1.0, 2.0], [1, 2, 3, 4], ["a", "b"]
+        arguments = ["uniform(1, fan_avg)", "constant(2)"], [1, 2, 3, 4], ["a", "b"]
         torch.library.opcheck(overload(op), ([torch.zeros(3, 4), torch.zeros(2, 3).t()], *arguments))
 
 

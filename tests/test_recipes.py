@@ -4,7 +4,6 @@ import inspect
 import math
 import warnings
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import xinit
-from xinit import Key, recipes
+from xinit import _C, Key, recipes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20261).fold_in("recipes")
@@ -29,10 +28,9 @@ class Draws(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         op = func._schema.name
         if op == "xinit::fill_many_":
-            tensors, names, parameters = args[:3]
-            rest = iter(parameters)
-            for tensor, name in zip(tensors, names, strict=True):
-                self.note(tensor, name, [*islice(rest, COUNTS[name])])
+            for tensor, description in zip(*args[:2], strict=True):
+                name, parameters = _C.resolve(description, tensor.shape)
+                self.note(tensor, name, parameters[: COUNTS[name]])
         elif op == "aten::uniform_":
             self.note(args[0], "uniform", (*args[1:], 0, 1)[:2])
         elif op == "aten::normal_":

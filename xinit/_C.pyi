@@ -4,16 +4,7 @@ from typing import Any
 def build_info() -> dict[str, Any]: ...
 def ops() -> list[str]: ...
 def calculate_gain(nonlinearity: str, slope: float) -> float: ...
-def resolve(
-    distribution: str,
-    gain: float,
-    fan: str,
-    shape: Sequence[int],
-    in_axis: Sequence[int],
-    out_axis: Sequence[int],
-    batch_axis: Sequence[int],
-    groups: int,
-) -> tuple[str, tuple[float, ...]]: ...
+def resolve(description: str, shape: Sequence[int]) -> tuple[str, tuple[float, ...]]: ...
 
 calls: dict[str, Callable[..., bool]]
 

@@ -69,10 +69,14 @@ class Distribution:
             >>> xinit.kaiming_normal(nonlinearity="relu").resolve((64, 32))
             Distribution(normal, mean=0, std=0.25)
         """
-        if not self.fan:
-            return self
-        axes = self.in_axis, self.out_axis, self.batch_axis
-        return Distribution(*_resolve(self.name, *self.parameters, self.fan, tuple(shape), *axes, self.groups))
+        return Distribution(*_resolve(self.description, tuple(shape))) if self.fan else self
+
+    @property
+    def description(self) -> str:
+        """How it is said to ``torch.ops.xinit.fill_many_``: ``normal(0.0, 0.02)``, or ``normal(1.0, fan_in)`` by a fan."""
+        return _described(
+            self.name, self.parameters, self.fan, self.in_axis, self.out_axis, self.batch_axis, self.groups
+        )
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a tensor of that dtype can be filled with it: complex numbers have no uniform or truncated distribution."""
@@ -101,8 +105,19 @@ class Distribution:
 
 
 @constant_when_compiled
-def _resolve(*arguments: Any) -> tuple[str, tuple[float, ...]]:
-    return _C.resolve(*arguments)
+def _resolve(description: str, shape: tuple[int, ...]) -> tuple[str, tuple[float, ...]]:
+    return _C.resolve(description, shape)
+
+
+@constant_when_compiled
+def _described(name: str, parameters: tuple[float, ...], fan: str, *axes: Any) -> str:
+    numbers = ", ".join(map(repr, map(float, parameters)))
+    if not fan:
+        return f"{name}({numbers})"
+    if axes == ((1,), (0,), (), 1):
+        return f"{name}({numbers}, {fan})"
+    inside, outside, batch = (" ".join(map(str, axis)) for axis in axes[:3])
+    return f"{name}({numbers}, {fan}, in={inside}, out={outside}, batch={batch}, groups={axes[3]})"
 
 
 def _truncated_std(mean: float, std: float, a: float, b: float) -> float:

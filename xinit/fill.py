@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xinit._torch import not_compiled
-from xinit.distributions import Distribution, zeros
+from xinit.distributions import Distribution
 from xinit.dtensor import check_view, is_sharded, pieces
 from xinit.keys import Key
 from xinit.subclasses import PLAIN, wraps
@@ -74,19 +74,15 @@ def fill_many_(
     if not _FILLS.issuperset(map(type, distributions)):
         _fill_many_wholes_(tensors, distributions, keys, windows, names)
         return
+    described = {id(distribution): distribution for distribution in distributions}  # there are few of them
+    texts = {at: distribution.description for at, distribution in described.items()}
     devices = [tensor.device for tensor in tensors]
     for device in dict.fromkeys(devices):
         indices = [i for i, other in enumerate(devices) if other == device]
         places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
-        resolved = [distributions[i] for i in indices]
-        for at, distribution in enumerate(resolved):
-            if distribution.fan:
-                whole = places[at].global_shape if places else tensors[indices[at]].shape
-                resolved[at] = zeros() if 0 in whole else distribution.resolve(whole)
         _fill_many_(
             [tensors[i] for i in indices],
-            [d.name for d in resolved],
-            [parameter for d in resolved for parameter in d.parameters],
+            [texts[id(distributions[i])] for i in indices],
             [word for i in indices for word in keys[i].words],
             [] if names is None else [names[i] for i in indices],
             [size for place in places for size in place.global_shape],

@@ -69,11 +69,11 @@ def _many(
     in_place: bool,
     tensors: Sequence[Tensor],
     distributions: Sequence[str],
-    parameters: Sequence[float],
     keys: Sequence[int],
     names: Sequence[str],
     global_shapes: Sequence[int] = (),
     offsets: Sequence[int] = (),
+    batch_dims: int = 0,
 ) -> list[Tensor] | None:
     def batched(numbers: Sequence[int], first: int) -> list[int]:
         rest = iter(numbers)
@@ -83,7 +83,7 @@ def _many(
         windows = global_shapes, offsets
         if size is not None and (global_shapes or offsets):
             windows = batched(global_shapes, size), batched(offsets, 0)
-        return op(tensors, distributions, parameters, keys, names, *windows)
+        return op(tensors, distributions, keys, names, *windows, batch_dims=batch_dims + (size is not None))
 
     filled = _fill_members(tensors, in_place, False, fill)
     return None if in_place else filled

@@ -58,13 +58,10 @@ py::dict describe(const Distribution& d) {
   return out;
 }
 
-// A distribution scaled by a fan of that shape, as one that is not: its name and parameters.
-py::tuple resolve(const std::string& distribution, double gain, const std::string& fan, const Shape& shape,
-                  Shape in_axis, Shape out_axis, Shape batch_axis, int64_t groups) {
-  const Axes axes{std::move(in_axis), std::move(out_axis), std::move(batch_axis), groups};
-  Fans fans = fans_of(shape, axes);
-  const Fan mode = parse_fan(fan, fans);
-  const Named named = scaled(distribution, gain, fans, mode);
+// What a description is for tensors of that shape: a name, and parameters.
+py::tuple resolved(const std::string& text, const Shape& shape) {
+  const Description description = parse_description("resolve", text);
+  const Named named = resolve(description, shape);
   const double* p = named.parameters;
   if (named.name == "truncated_normal") return py::make_tuple(named.name, py::make_tuple(p[0], p[1], p[2], p[3]));
   return py::make_tuple(named.name, py::make_tuple(p[0], p[1]));
@@ -80,8 +77,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return names;
   });
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
-  m.def("resolve", &resolve, py::arg("distribution"), py::arg("gain"), py::arg("fan"), py::arg("shape"),
-        py::arg("in_axis"), py::arg("out_axis"), py::arg("batch_axis"), py::arg("groups"));
+  m.def("resolve", &resolved, py::arg("description"), py::arg("shape"));
   m.attr("calls") = py::reinterpret_steal<py::dict>(make_calls());
   m.def("words", &words, py::arg("seed"), py::arg("stream"), py::arg("block"), py::arg("blocks"),
         "The 4 * blocks words from that block on.");
