@@ -1,6 +1,8 @@
 """The house: rooms above each other, no arrow from a lower one to a higher one, and few floors in each."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from functools import cache
@@ -63,6 +65,18 @@ def test_the_core_alone_is_imported():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {room(name) for name in loaded if name in MODULES} == {"", "cli"}  # the command line's grammar, and no more
     assert [name for name in loaded if name.startswith("xinit.cli.")] == ["xinit.cli.grammar"]
+
+
+def test_help_names_what_there_is():
+    """In half a page before the list of modules, and of a recipe's module nothing but recipes."""
+    doc = xinit.__doc__
+    assert len(doc.splitlines()) < 30
+    for name in re.findall(r"xinit\.(\w+)(?!\.\w)|(\w+)\(|[, ](\w+_)[,(]", doc):
+        found = "".join(name)
+        assert found in ("help", "fold_in") or hasattr(xinit, found), found
+    listed = pydoc.plain(pydoc.render_doc(xinit.recipes)).split("FUNCTIONS")[1]
+    assert re.findall(r"^    (\w+)\(", listed, re.MULTILINE) == ["gpt2", "llama", "mup", "torch", "vit"]
+    assert "CLASSES" not in pydoc.render_doc(xinit.recipes)
 
 
 def test_public_names():

@@ -1,14 +1,21 @@
-"""xinit: weight initialisation in which every weight is a pure function of (seed, name, index).
+"""Weight initialisation for PyTorch in which every weight is a pure function of (seed, name, index).
 
-``import xinit as init`` replaces ``from torch.nn import init``. What there is:
+The same bits on the CPU and on any GPU, in any dtype, for any number of threads or shards, in any order::
 
-functions on tensors      kaiming_normal_(w, key=Key(0).fold_in("w")) and its like: see help(xinit.init)
-many tensors at once      fill_many_(tensors, [kaiming_normal(), zeros()], keys): names without _ are distributions
-a model, by a recipe      init_(model, "llama", Key(0)), plan, fingerprint: see help(xinit.recipes)
+    xinit.xavier_uniform_(w)                                        # torch.nn.init's functions, with its signatures
+    xinit.kaiming_normal_(w, key=xinit.Key(0).fold_in("up.weight")) # from a key: these bits, everywhere
+    xinit.init_(model, "llama", xinit.Key(0))                       # a whole model, by a recipe
+
+What there is, and where to read on:
+
+functions on tensors      help(xinit.init); import xinit as init replaces from torch.nn import init
+distributions as values   kaiming_normal(), zeros(): the names without _ fill nothing, but are what many functions take
+many tensors at once      fill_many_(tensors, distributions, keys)
+a model, by a recipe      init_, plan, fingerprint; help(xinit.recipes)
 a model, by its own code  accelerate(): at once; deferred(), materialize_, audit: later, and where it belongs
 which initialisation      calculate_gain(activation), theory, critical: what becomes of signals in a deep network
 a part of a tensor        key= with window=Window(global_shape, offsets)
-sharded models            DTensors everywhere; without them see help(xinit.parallel)
+sharded models            DTensors everywhere; without them help(xinit.parallel)
 this build                build_info(); from the shell, xinit --help
 """
 

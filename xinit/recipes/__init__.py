@@ -1,4 +1,4 @@
-"""Recipes: which distribution each parameter of a model is drawn from.
+"""Recipes: which distribution each parameter of a model is drawn from, as :func:`xinit.init_` and :func:`xinit.plan` take them.
 
 A recipe is any of
 
@@ -36,6 +36,8 @@ from xinit.distributions import Distribution, What, normal, ones, trunc_normal, 
 from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import Pattern, Predicate, depths, predicate
 from xinit.recipes.torch_modules import resets_as, rule_of
+
+__all__ = ["gpt2", "llama", "mup", "torch", "vit"]
 
 Value = What | Callable[[str, nn.Parameter, nn.Module], What | None]
 Rules = Mapping[Any, Value]
