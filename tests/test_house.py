@@ -86,3 +86,87 @@ def test_public_names():
         assert getattr(xinit, name) is not None
     with pytest.raises(AttributeError, match="module 'xinit' has no attribute 'sharding'"):
         _ = xinit.sharding
+
+
+# Private names that no other module than _torch may take from torch. These are not torch's, or are as good as public:
+ALLOWED = {
+    "_parameters": "of nn.Module: in every pickled module, and in the code of half the world",
+    "_buffers": "as _parameters",
+    "_modules": "as _parameters",
+    "_u": "of spectral norms: names of buffers, which checkpoints hold",
+    "_v": "as _u",
+    "_init_weights": "of transformers",
+    "_internal_dict": "of diffusers",
+    "_model_mapping": "of transformers",
+    "_replace": "of named tuples",
+    "_getframe": "of sys",
+}
+ASK = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "attribute", "private"}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("_xinit_") and not name.endswith("__")
+
+
+@cache
+def own_names():
+    """Private names that some module of xinit gives: to functions, classes, variables, and attributes of self."""
+    found = set()
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) == "self"
+            ):
+                found.add(node.attr)
+    return found
+
+
+def private_names(tree):
+    """Those that are looked up in something else than the module, and are none that xinit gives."""
+    torchs = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] == "torch"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "torch":
+            yield from filter(is_private, [*node.module.split("."), *(alias.name for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            yield from (part for alias in node.names for part in alias.name.split(".") if is_private(part))
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            if ast.unparse(node.value).partition(".")[0] in torchs or node.attr not in own_names():
+                yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ASK:
+            texts = (part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str))
+            yield from (text for text in texts if is_private(text))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"xinit._torch"}))
+def test_private_names_of_torch(module):
+    """They are in xinit._torch, with what breaks without each."""
+    assert set(private_names(ast.parse(MODULES[module].read_text()))) <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch._dynamo",
+        "from torch import _C",
+        "from torch._C import DispatchKey",
+        "import torch; torch._C.DispatchKey",
+        "import torch as t; t.Tensor._make_subclass",
+        "from torch.nn import init; init._no_grad_fill_(tensor)",
+        "module.weight._version",
+        "getattr(tensor, '_base')",
+    ],
+)
+def test_private_names_are_seen(line):
+    assert [*private_names(ast.parse(line))]

@@ -19,7 +19,6 @@ sharded models            DTensors everywhere; without them help(xinit.parallel)
 this build                build_info(); from the shell, xinit --help
 """
 
-from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +28,11 @@ from xinit.cli import grammar as _grammar
 _grammar.answer()  # help and typos need not wait for torch
 _load.load()  # before all that needs xinit._C
 
-with suppress(ImportError):  # they are not public, but called, and may go
-    from torch.nn.init import _calculate_correct_fan as _calculate_correct_fan
-    from torch.nn.init import _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out
-
 from xinit import _C
 from xinit import selective as _selective  # noqa: F401
 from xinit import vmap as _vmap  # noqa: F401
+from xinit._torch import correct_fan as _calculate_correct_fan  # noqa: F401  # as torch.nn.init has them
+from xinit._torch import fans_of as _calculate_fan_in_and_fan_out  # noqa: F401
 from xinit.constants import constant_, dirac_, eye_, ones_, zeros_
 from xinit.distributions import (
     Blocks,

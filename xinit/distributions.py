@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xinit import _C
-from xinit._torch import below_vmap, constant_when_compiled, without_modes
+from xinit._torch import DisableTorchFunction, Lacking, below_vmap, constant_when_compiled, without_modes
 from xinit.scaling import TORCHS, Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, calculate_gain
 
 _ops = torch.ops.xinit
@@ -188,12 +189,13 @@ def _string(op: str, name: str, value: Any) -> str:
 def _check(op: str, *arguments: float | str) -> None:
     """What the operator would refuse for every tensor, refused now: of float64, which holds what the others do."""
     if not torch.compiler.is_compiling():
-        _accepted(op, *arguments)
+        with suppress(Lacking):  # then by the fill
+            _accepted(op, *arguments)
 
 
 @functools.lru_cache(1024)  # a model's layers are alike, and asking an operator takes 50 µs
 def _accepted(op: str, *arguments: float | str) -> None:
-    with without_modes(), torch._C.DisableTorchFunction(), below_vmap():
+    with without_modes(), DisableTorchFunction(), below_vmap():
         getattr(_ops, op + "_")(torch.empty(1, 1, dtype=torch.float64, device="meta"), *arguments)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xinit._torch import local_tensor, not_compiled, simulated_ranks
+from xinit._torch import base_of, identity_of, local_tensor, not_compiled, simulated_ranks, spec_of
 from xinit.subclasses import held
 from xinit.window import Window
 
@@ -244,7 +244,7 @@ def check_view(tensor: Any, name: str) -> None:
     Raises:
         RuntimeError: if not.
     """
-    base = tensor._base
+    base = base_of(tensor)
     if base is None or not is_sharded(base) or _storage(tensor) == _storage(base):
         return
     raise RuntimeError(
@@ -256,7 +256,9 @@ def check_view(tensor: Any, name: str) -> None:
 
 def _storage(tensor: Any) -> int:
     local: Any = local_tensor(tensor)
-    identity: int = getattr(local, "elem", local).untyped_storage()._cdata  # a tensor still on its way has it in elem
+    identity: int = identity_of(
+        getattr(local, "elem", local).untyped_storage()
+    )  # a tensor still on its way has it in elem
     return identity
 
 
@@ -269,7 +271,7 @@ def with_memory(tensor: Any, device: torch.device) -> Tensor:
     """A sharded tensor like this one, which may be on the meta device, whose local tensor has memory on that device."""
     local = torch.empty_like(local_tensor(tensor), device=device)
     like: Tensor = type(tensor)(
-        local, tensor._spec, requires_grad=tensor.requires_grad
+        local, spec_of(tensor), requires_grad=tensor.requires_grad
     )  # from_local takes five times as long
     return like
 

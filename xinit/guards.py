@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from xinit._torch import is_view
+
 FLAG = "_is_hf_initialized"
 
 ORIGINALS = frozenset(
@@ -112,7 +114,7 @@ def switched_off() -> bool:
 
 def check_kept(op: str, tensor: Tensor) -> None:
     """Raises a RuntimeError for what has been computed from parameters, by a few operators: the model does not keep it."""
-    if tensor._is_view():  # first: of a chunk, torch refuses to say more once another one has been written to
+    if is_view(tensor)():  # first: of a chunk, torch refuses to say more once another one has been written to
         return
     nodes = [tensor.grad_fn]
     for node in nodes:  # which grows

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from xinit import _C
-from xinit._torch import checkpoint_modes
 
 
 def _one(twin: Any, mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
@@ -30,13 +30,14 @@ def _many(twin: Any, mode: Any, func: Any, types: Any, args: tuple[Any, ...], kw
             tensor.copy_(values)
 
 
+_MODES = [type(mode) for mode in create_selective_checkpoint_contexts([])]  # type: ignore[no-untyped-call]
 _library: Any = torch.library.Library("xinit", "FRAGMENT")  # type: ignore[no-untyped-call]  # its rules last as long as it
 
 
 def _register(name: str, rule: Callable[..., None]) -> None:
     packet, _, overload = name.partition(".")
     twin = getattr(getattr(torch.ops.xinit, packet.removesuffix("_")), overload or "default")
-    for mode in checkpoint_modes():
+    for mode in _MODES:
         torch.library.register_torch_dispatch(f"xinit::{name}", mode, partial(rule, twin), lib=_library)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
@@ -20,9 +19,14 @@ def plain(tensor: Tensor) -> bool:
     )
 
 
+def holds_tensors(tensor: Tensor) -> bool:
+    """Whether it is made of others, by torch's protocol for that."""
+    return all(hasattr(type(tensor), method) for method in ("__tensor_flatten__", "__tensor_unflatten__"))
+
+
 def wraps(tensor: Tensor) -> bool:
     """Whether a tensor is such a wrapper. Those that come with torch, ``DTensor`` among them, see to their operators."""
-    return is_traceable_wrapper_subclass(tensor) and not type(tensor).__module__.startswith("torch.")
+    return holds_tensors(tensor) and not type(tensor).__module__.startswith("torch.")
 
 
 def held(tensor: Tensor, name: str) -> Tensor:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from xinit import _C
-from xinit._torch import below_vmap, current_vmap, unwrap_batched, wrap_batched
+from xinit._torch import below_vmap, current_vmap, unwrap_batched, vmap_key, wrap_batched
 
 Fill = Callable[[list[Tensor], int | None], Any]  # tensors, and the size of their first dimension if that is a batch
 
 
 def _fill_members(tensors: Sequence[Tensor], in_place: bool, random: bool, fill: Fill) -> list[Tensor]:
-    level, size, randomness = current_vmap()
+    vmap = current_vmap()
+    level, size, randomness = vmap.level(), vmap.batch_size(), vmap.randomness()
     if random and randomness == "error":
         raise RuntimeError(
             "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' "
@@ -91,9 +92,9 @@ def _many(
 
 _library: Any = torch.library.Library("xinit", "IMPL")  # type: ignore[no-untyped-call]  # its rules last as long as it
 
-for _rule, _names in ((_one, _C.ops()), (_many, ["fill_many_"])):
+for _rule, _names in ((_one, _C.ops()), (_many, ["fill_many_"])) if vmap_key else ():
     for _name in _names:
         _packet, _, _overload = _name.partition(".")
         for _op_name, _in_place in ((_packet, True), (_packet.removesuffix("_"), False)):
             _op = getattr(getattr(torch.ops.xinit, _op_name), _overload or "default")
-            _library.impl(_op, partial(_rule, _op, _in_place), "FuncTorchVmapMode")
+            _library.impl(_op, partial(_rule, _op, _in_place), vmap_key.name)

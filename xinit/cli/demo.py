@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import xinit
+from xinit._torch import fans_of
 from xinit.cli import one_line
 from xinit.parameters.table import table
 
@@ -122,7 +123,7 @@ class Measured(NamedTuple):
 
 def measured(rule: Rule, tensors: list[Tensor]) -> Measured:
     count = sum(tensor.numel() for tensor in tensors)
-    fans = torch.nn.init._calculate_fan_in_and_fan_out(tensors[0]) if rule.kurtosis else (0, 0)
+    fans = fans_of(tensors[0]) if rule.kurtosis else (0, 0)
     mean, theory = float(rule.method == "ones_"), rule.std(*fans)
     # About the mean of theory: a mean gone astray is a deviation too.
     squares = sum(float(torch.linalg.vector_norm(tensor - mean, dtype=torch.float64)) ** 2 for tensor in tensors)

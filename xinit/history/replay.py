@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from xinit._torch import schema_of, tree_leaves, tree_map
 from xinit.dtensor import view
 from xinit.fill import fill_many_
 from xinit.history.simplify import box
@@ -112,7 +112,7 @@ def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.fold_in("torch").stream)
         results = node.run(on_cpu, device=torch.device("cpu"), generator=None)
-    if node.func._schema.is_mutable:
+    if schema_of(node.func).is_mutable:
         for ref, copy in copies.items():
             tensor(ref).copy_(copy)
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, results)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xinit._torch import to_copy
 from xinit.distributions import DTYPES, Distribution
 from xinit.history.storages import Node, Ref, Store, now, ref
 from xinit.window import Window
 
 _aten = torch.ops.aten
-_COPIES = frozenset({_aten.clone.default, _aten._to_copy.default, _aten.copy_.default})
+_COPIES = frozenset({_aten.clone.default, to_copy, _aten.copy_.default})
 _SEEN = 6.4  # standard deviations: as far as a truncated normal of 32 bits reaches
 _FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
 

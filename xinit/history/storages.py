@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit._torch import of_class
+from xinit._torch import DisableTorchDispatch, identity_of, of_class, storage_at, swap_tensor, tree_leaves, tree_map
 from xinit.distributions import (
     DTYPES,
     Distribution,
@@ -211,7 +210,7 @@ class Store:
         """The storage on the meta device, or the real one, if it is still there."""
         for reference in self.storages:
             if not reference.expired():  # type: ignore[no-untyped-call]
-                storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                storage: torch.UntypedStorage | None = storage_at(reference.cdata)
                 if storage is not None and (storage.device.type == "meta") == meta:
                     return storage
         return None
@@ -281,7 +280,7 @@ _stores: dict[int, tuple[StorageWeakRef, Store]] = {}
 
 def store_of(tensor: Tensor) -> Store | None:
     """The history of a plain tensor's storage, if it has one."""
-    entry = _stores.get(tensor.untyped_storage()._cdata)
+    entry = _stores.get(identity_of(tensor.untyped_storage()))
     return entry[1] if entry else None
 
 
@@ -308,7 +307,7 @@ def on_meta(tensor: Tensor, store: Store) -> Tensor:
     """The same view on the meta device, where views of one storage share one too; from now on only recorded."""
     store.defer(store.label)
     storage = store.storage(meta=True)
-    with torch._C._DisableTorchDispatch():
+    with DisableTorchDispatch():
         if storage is None:
             storage = torch.empty(store.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
             store.stand_for(storage)
@@ -318,10 +317,10 @@ def on_meta(tensor: Tensor, store: Store) -> Tensor:
 def without_memory(tensor: Tensor, store: Store) -> None:
     """Move a tensor to the meta device, in place."""
     meta = on_meta(tensor, store)
-    with torch._C._DisableTorchDispatch():
+    with DisableTorchDispatch():
         if isinstance(tensor, nn.Parameter):
             meta = of_class(type(tensor), meta, tensor.requires_grad)
-        torch._C._swap_tensor_impl(tensor, meta)
+        swap_tensor(tensor, meta)
 
 
 @contextmanager

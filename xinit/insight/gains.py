@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xinit._torch import below_vmap, without_modes
+from xinit._torch import DisableTorchFunction, below_vmap, without_modes
 
 Function = Callable[[Tensor], Tensor]
 
@@ -66,7 +66,7 @@ def aside() -> Iterator[None]:
     """Within it what is computed is nobody's business: no mode sees it, nothing is recorded, generators stay as they are."""
     with (
         without_modes(),
-        torch._C.DisableTorchFunction(),
+        DisableTorchFunction(),
         below_vmap(),
         torch.inference_mode(False),
         torch.no_grad(),

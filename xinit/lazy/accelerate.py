@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.nn import init
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from xinit._torch import TorchDispatchMode, trunc_normal
 from xinit.distributions import DTYPES
 from xinit.history.storages import torchs_complex_normal
 from xinit.subclasses import plain
@@ -30,7 +30,7 @@ def _drawable(tensor: Tensor) -> bool:
 _lock = threading.Lock()
 _users = 0
 _thread = threading.local()
-_torch_trunc_normal_: Callable[..., Tensor] = init._no_grad_trunc_normal_
+_torch_trunc_normal_: Callable[..., Tensor]
 
 
 def _trunc_normal_(
@@ -49,8 +49,8 @@ def truncated_normal_in_one_operator() -> Iterator[None]:
     global _users, _torch_trunc_normal_
     with _lock:
         if not _users:
-            _torch_trunc_normal_ = init._no_grad_trunc_normal_
-            init._no_grad_trunc_normal_ = _trunc_normal_
+            _torch_trunc_normal_ = trunc_normal(init)
+            trunc_normal.set(init, _trunc_normal_)
         _users += 1
     _thread.depth = getattr(_thread, "depth", 0) + 1
     try:
@@ -59,8 +59,8 @@ def truncated_normal_in_one_operator() -> Iterator[None]:
         _thread.depth -= 1
         with _lock:
             _users -= 1
-            if not _users and init._no_grad_trunc_normal_ is _trunc_normal_:
-                init._no_grad_trunc_normal_ = _torch_trunc_normal_
+            if not _users and trunc_normal(init) is _trunc_normal_:
+                trunc_normal.set(init, _torch_trunc_normal_)
 
 
 # In place: the operator that draws instead, and the names of its arguments with torch's defaults.
@@ -90,7 +90,7 @@ def _draw(fill: Any, tensor: Tensor, parameters: tuple[float, ...], generator: G
     return True
 
 
-class _Accelerate(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Accelerate(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operator of this thread, below autograd, whatever name it was called by."""
 
     def __torch_dispatch__(
@@ -128,5 +128,5 @@ def accelerate() -> Iterator[None]:
         >>> bool((model.weight.abs() <= 0.1).all())
         True
     """
-    with truncated_normal_in_one_operator(), _Accelerate():  # type: ignore[no-untyped-call]
+    with truncated_normal_in_one_operator(), _Accelerate():
         yield

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit._torch import is_fake
+from xinit._torch import DisableTorchFunction, FakeTensor, tree_leaves, tree_map
 from xinit.history.replay import needed
 from xinit.history.simplify import fills, record_of
 from xinit.history.storages import (
@@ -144,13 +143,15 @@ class Modules:
     def register(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         """Take the memory of a parameter away. It stays the same object, so that whoever holds it sees it."""
         self.members[module] = None
-        if is_fake(parameter):
+        if parameter is None:
+            return
+        if not plain(parameter) and isinstance(parameter, FakeTensor):
             raise RuntimeError(
                 f"deferred: {self.name_of(module, name)} is a FakeTensor: leave out FakeTensorMode, no memory is taken without it"
             )
-        if parameter is None or not plain(parameter):
+        if not plain(parameter):
             return
-        with torch._C.DisableTorchFunction(), self.recorder.pause():
+        with DisableTorchFunction(), self.recorder.pause():
             store = store_of(parameter)
             if store is None:
                 if parameter.is_meta:
@@ -307,7 +308,7 @@ class Recorded:
         """What is to be done to every parameter that is still without memory."""
         rows, seen = [], set()
         roots = self._modules.roots()
-        with torch._C.DisableTorchFunction():  # or is_meta would say what the constructor is told
+        with DisableTorchFunction():  # or is_meta would say what the constructor is told
             for root in roots:
                 for name, tensor in root.named_parameters(type(root).__name__ if len(roots) > 1 else ""):
                     if (

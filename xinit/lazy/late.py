@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from xinit._torch import of_class
+from xinit._torch import IS_PARAMETER, LOADS, NO_GRAD, DisableTorchFunctionSubclass, mark_parameter, of_class
 from xinit.guards import check_can_wait
 from xinit.history.storages import store_of
 from xinit.lazy.accelerate import truncated_normal_in_one_operator
 from xinit.lazy.recorder import INDEXES, Recorder, as_tensors, is_recording
+from xinit.parameters.names import version_of
 from xinit.subclasses import plain
 
 IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -52,7 +53,7 @@ class Late:
         kwargs = kwargs or {}
         if func == IS_META:
             return is_meta(args[0])
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             if func in INDEXES:
                 args = args[0], as_tensors(args[1]), *args[2:]
             if func.__name__ == "__get__" or is_recording():  # what an attribute gives is a view
@@ -71,7 +72,7 @@ class Late:
     def set_(self: Any, *args: Any, **kwargs: Any) -> Any:
         """It changes what the tensor is a view of, without asking the class."""
         seen = _is_as_seen(self)
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             Tensor.set_(self, *args, **kwargs)
         if seen:
             _see(self)
@@ -83,7 +84,7 @@ class Late:
         )
 
     def __repr__(self: Any) -> str:
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             text = repr(of_class(Tensor, self, self.requires_grad))
         return f"Parameter containing:\n{text}" if isinstance(self, nn.Parameter) else text
 
@@ -91,12 +92,12 @@ class Late:
         if id(self) in memo:
             return memo[id(self)]
         twin: Any = self.data.clone(memory_format=torch.preserve_format)
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             twin = memo[id(self)] = of_class(type(self), twin, self.requires_grad)
             if not isinstance(self, nn.Parameter):
                 twin.__dict__ = copy.deepcopy(self.__dict__, memo)
             elif twin._xinit_class is Tensor:
-                twin._is_param = True
+                mark_parameter(twin)
         return twin
 
 
@@ -104,10 +105,8 @@ def is_meta(tensor: Tensor) -> bool:
     """What a tensor without memory says to whoever asks ``is_meta``, two calls up from here."""
     caller = sys._getframe(2)
     if caller.f_globals.get("__name__") == init.__name__:
-        check_can_wait(caller.f_code.co_name.removeprefix("_no_grad_"), tensor)
-    return (
-        caller.f_code.co_name != "_load_from_state_dict"
-    )  # or torch warns that the copy, which is recorded, is a no-op
+        check_can_wait(caller.f_code.co_name.removeprefix(NO_GRAD), tensor)
+    return caller.f_code.co_name != LOADS  # or torch warns that the copy, which is recorded, is a no-op
 
 
 @contextmanager
@@ -126,12 +125,12 @@ def telling_where_to() -> Iterator[None]:
 
 def _is_as_seen(tensor: Any) -> bool:
     record = tensor.__dict__.get("_xinit_record")
-    return record is not None and record.version == tensor._version
+    return record is not None and record.version == version_of(tensor)
 
 
 def _see(tensor: Any) -> None:
     """Whatever was written to it just now has been recorded."""
-    tensor.__dict__["_xinit_record"] = tensor.__dict__["_xinit_record"]._replace(version=tensor._version)
+    tensor.__dict__["_xinit_record"] = tensor.__dict__["_xinit_record"]._replace(version=version_of(tensor))
 
 
 def _is_deferred(tensor: Tensor) -> bool:
@@ -150,7 +149,8 @@ def watch(tensor: Any) -> None:
     """See what is done to a tensor that has no memory."""
     if type(tensor) is nn.Parameter:
         # As torch has it for parameters of other classes: what detach() gives has the same one.
-        tensor.__class__, tensor._is_param = class_of(Late, Tensor), True
+        tensor.__class__ = class_of(Late, Tensor)
+        mark_parameter(tensor)
     elif not isinstance(tensor, Late):
         own: Any = type(tensor)
         tensor.__class__ = class_of(Late, own)
@@ -159,7 +159,7 @@ def watch(tensor: Any) -> None:
 def own_class(tensor: Any) -> type[Tensor]:
     """The class that a tensor has with memory."""
     own: type[Tensor] = getattr(type(tensor), "_xinit_class", type(tensor))
-    return nn.Parameter if own is Tensor and tensor.__dict__.get("_is_param") else own
+    return nn.Parameter if own is Tensor and tensor.__dict__.get(IS_PARAMETER) else own
 
 
 def release(tensor: Any) -> None:
@@ -168,4 +168,4 @@ def release(tensor: Any) -> None:
     if own is not type(tensor):
         tensor.__class__ = own
         if own is nn.Parameter:
-            tensor.__dict__.pop("_is_param")
+            tensor.__dict__.pop(IS_PARAMETER)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xinit._torch import local_tensor, of_class, without_modes
+from xinit._torch import DisableTorchFunction, local_tensor, of_class, swap_tensor, without_modes
 from xinit.dtensor import cut, is_sharded, outside, with_memory
 from xinit.history.replay import needed, replay
 from xinit.history.simplify import Record, box, origin, record_of
@@ -77,7 +77,7 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], di
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
     targets, real, unknown = [], [], dict[str, str]()
     places: dict[int, list[tuple[nn.Module, str]]] = {}
-    with torch._C.DisableTorchFunction():  # or is_meta would say what deferred() has it say
+    with DisableTorchFunction():  # or is_meta would say what deferred() has it say
         for name, tensor in [*tensors_of(model), *_set_later(model)]:
             if not tensor.is_meta:
                 real.append(tensor)
@@ -195,7 +195,7 @@ def materialize_(
         True
     """
     # Within a deferred() too, this is for real.
-    with without_modes(), torch._C.DisableTorchFunction(), _without_collector(), ordinary_tensors():
+    with without_modes(), DisableTorchFunction(), _without_collector(), ordinary_tensors():
         unwritten = _materialize_(model, device, key, progress, check)
     if unwritten:
         warnings.warn(
@@ -274,11 +274,11 @@ def _materialize_(
     for target, value in zip(targets, values, strict=True):
         tensor: Any = target.tensor
         if is_sharded(tensor):
-            tensor._local_tensor = local_tensor(value)
+            local_tensor.set(tensor, local_tensor(value))
         elif isinstance(tensor, nn.Parameter):
             value = of_class(own_class(tensor), value, tensor.requires_grad)
         release(tensor)
-        torch._C._swap_tensor_impl(tensor, value)
+        swap_tensor(tensor, value)
         rewrap(target.wrapper, target.tensor)
         for told in "_xinit_record", "_xinit_whole", "_xinit_seen", "_xinit_local":
             tensor.__dict__.pop(told, None)

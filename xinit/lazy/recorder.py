@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from xinit._torch import (
+    DisableTorchFunction,
+    TorchDispatchMode,
+    reshape_alias,
+    schema_of,
+    to_copy,
+    tree_leaves,
+    tree_map,
+    unsafe_view,
+)
 from xinit.distributions import DTYPES, FLOAT8, Distribution
 from xinit.history.replay import needed, replay
 from xinit.history.storages import (
@@ -62,7 +70,8 @@ _FACTORIES: dict[Any, tuple[Any, int]] = {
 _POINTWISE = frozenset(
     {
         *(getattr(_aten, name).Tensor for name in ("mul", "div", "add", "sub")),
-        *(getattr(_aten, name).default for name in ("neg", "clone", "_to_copy")),
+        *(getattr(_aten, name).default for name in ("neg", "clone")),
+        to_copy,
     }
 )
 # They write to two arguments, running statistics, without saying so: the first of them, and which argument says whether.
@@ -73,7 +82,7 @@ _UNDECLARED = {
 }
 _SMALL = 1 << 14  # bytes: not worth to be left untouched
 # They return what they were given, or change what a tensor is a view of; they do not look at values.
-_VIEWS = frozenset({_aten._unsafe_view.default, _aten._reshape_alias.default})
+_VIEWS = frozenset({unsafe_view, reshape_alias})
 
 
 INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
@@ -100,7 +109,7 @@ def is_recording() -> bool:
     return bool(getattr(_thread, "depth", 0))
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Sees every operator of this thread, and writes down those that concern parameters or random numbers.
 
     A tensor that is made by a factory exists, but its memory is not touched as long as it is only filled: most of them become
@@ -108,23 +117,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, late: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.late = late  # after the context: what is real, or on the meta device for other reasons, is nothing to it
         self.paused = False
         self.lazy: list[weakref.ref[Store]] = []
 
     def __enter__(self) -> Any:
         _thread.depth = getattr(_thread, "depth", 0) + 1
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         _thread.depth -= 1
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return self._see(func, args, kwargs or {})
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -254,7 +263,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
             return None
         self.settle(store)
-        returns = func._schema.returns
+        returns = schema_of(func).returns
         view = ref(target, store)
         if drawn is None or not _sound(drawn, view.dtype):
             twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
@@ -480,10 +489,10 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     if func in _UNDECLARED:
         first, whether = _UNDECLARED[func]
         return [tensor for tensor in args[first : first + 2] if tensor is not None and args[whether]]
-    if not func._schema.is_mutable:
+    if not schema_of(func).is_mutable:
         return []
     written = []
-    for i, argument in enumerate(func._schema.arguments):
+    for i, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             written += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
     return written

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from xinit._torch import local_tensor
+from xinit._torch import DisableTorchFunctionSubclass, is_view, local_tensor, spec_of, tree_leaves, tree_map, version
 from xinit.dtensor import is_sharded
 from xinit.history.storages import known, now, store_of
 from xinit.lazy.late import IS_META, Late, class_of, is_meta, telling_where_to, watch
 
-_OF_A_SHARD = frozenset({"_local_tensor", "_spec", "_xinit_whole", "_xinit_seen", "_xinit_local"})
+_OF_A_SHARD = frozenset({local_tensor.name, spec_of.name, "_xinit_whole", "_xinit_seen", "_xinit_local"})
 
 
 class Held(dict[str, Any]):
@@ -75,7 +74,7 @@ class Shard:
         kwargs = kwargs or {}
         if func == IS_META:
             return is_meta(args[0])
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             shards: list[Any] = [leaf for leaf in tree_leaves((args, kwargs)) if is_sharded(leaf)]
             known = all(isinstance(shard, Shard) for shard in shards)
             seen: list[Any] = [shard for shard in shards if isinstance(shard, Shard) and not written_unseen(shard)]
@@ -92,9 +91,9 @@ class Shard:
                 return output
         if made or func.__name__ != "__get__":
             _repeat(func, args, kwargs, output)
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             for shard in seen:
-                shard._xinit_seen[0] = shard._version  # whatever was written to it was done to its whole too
+                shard._xinit_seen[0] = version(shard)  # whatever was written to it was done to its whole too
         return output
 
     def to_local(self: Any, **options: Any) -> Tensor:
@@ -105,7 +104,7 @@ class Shard:
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
-            with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+            with DisableTorchFunctionSubclass(), torch.no_grad():
                 memo[id(self)] = twin = self.clone().requires_grad_(self.requires_grad)
             twin.__dict__.update({name: value for name, value in self.__dict__.items() if name not in _OF_A_SHARD})
             _stand_for(twin, copy.deepcopy(self._xinit_whole, memo))
@@ -119,11 +118,11 @@ def whole_of(tensor: Any) -> Any:
 
 def written_unseen(shard: Any) -> bool:
     """Whether something was written to it, or to its local tensor, that the whole does not know of."""
-    local, (version, time) = local_tensor(shard), shard._xinit_local
+    local, (count, time) = local_tensor(shard), shard._xinit_local
     store = store_of(local)
     if store is not None and store is not store_of(shard._xinit_whole) and store.since(time):
         return True
-    return bool(shard._version != shard._xinit_seen[0] or local._version != version)
+    return bool(version(shard) != shard._xinit_seen[0] or version(local) != count)
 
 
 def is_raw_shard(holders: list[tuple[nn.Module, str]], tensor: Any) -> bool:
@@ -142,8 +141,8 @@ def _stand_for(shard: Any, whole: Tensor, seen: list[int] | None = None) -> None
     local = local_tensor(shard)
     if store_of(local) is None:
         known(local).defer("a shard")
-    shard._xinit_whole, shard._xinit_local = whole, (local._version, now())
-    shard._xinit_seen = [shard._version] if seen is None else seen
+    shard._xinit_whole, shard._xinit_local = whole, (version(local), now())
+    shard._xinit_seen = [version(shard)] if seen is None else seen
     if not isinstance(shard, Shard):
         own: Any = type(shard)
         shard.__class__ = class_of(Shard, own)
@@ -153,10 +152,10 @@ def _repeat(func: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Do to the wholes what was done to their shards."""
     given = tree_map(lambda leaf: whole_of(leaf) if isinstance(leaf, Shard) else leaf, (args, kwargs))
     wholes = tree_leaves(func(*given[0], **given[1]))
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         for shard, whole in zip(tree_leaves(output), wholes, strict=True):
             if is_sharded(shard) and not isinstance(shard, Shard):
-                alias = shard._is_view() or func.__name__ == "detach"
+                alias = is_view(shard)() or func.__name__ == "detach"
                 _stand_for(shard, whole, args[0]._xinit_seen if alias else None)
 
 

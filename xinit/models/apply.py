@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
 from xinit.dtensor import is_sharded, local_of, pieces
@@ -22,7 +21,7 @@ from xinit.guards import quiet, switched_off
 from xinit.keys import Key
 from xinit.models.buffers import Buffers, as_floats, buffers_of
 from xinit.parallel.ranks import Ranks, reshard
-from xinit.parameters.names import canonical_name
+from xinit.parameters.names import canonical_name, version_of
 from xinit.parameters.plans import Plan, Row, describe
 from xinit.parameters.sites import (
     Patterns,
@@ -43,7 +42,7 @@ from xinit.parameters.writes import Write, fill_writes_, writes_of
 from xinit.recipes import Recipe, rules_of
 from xinit.recipes.guesses import Judge, glob
 from xinit.recipes.torch_modules import rule_of
-from xinit.subclasses import held, plain
+from xinit.subclasses import held, holds_tensors, plain
 
 
 @dataclass(slots=True)
@@ -146,7 +145,7 @@ def _check_memory(op: str, sites: Iterable[Site]) -> None:
             parameter, boxes = local_of(parameter, f"{op}: parameter {name}")
             if not boxes and site.parameter.numel():
                 continue  # all of its elements are on other ranks
-        if is_traceable_wrapper_subclass(parameter):
+        if holds_tensors(parameter):
             kind = type(parameter).__name__
             raise NotImplementedError(
                 f"{op}: parameter {name} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
@@ -223,7 +222,7 @@ def _write(steps: list[Step], key: Key, progress: bool) -> None:
     for step in direct:
         parameter, what = step.site.parameter, step.what
         if isinstance(what, Distribution) and what.name == "constant" and not parameter.is_inference():
-            parameter.__dict__["_xinit_set"] = parameter._version  # see xinit.recipes.guesses
+            parameter.__dict__["_xinit_set"] = version_of(parameter)  # see xinit.recipes.guesses
 
 
 def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel
 
+from xinit._torch import NormBase, not_persistent
 from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
@@ -49,7 +49,7 @@ class Buffer:
     @property
     def derived(self) -> bool:
         """Whether no checkpoint holds it, so that its values follow from how the module was built."""
-        return self.leaf in self.module._non_persistent_buffers_set
+        return self.leaf in not_persistent(self.module)
 
     def like(self, fill: int) -> Tensor:
         new = torch.full_like(self.tensor, fill, memory_format=torch.contiguous_format)
@@ -112,7 +112,7 @@ def statistic(module: nn.Module, leaf: str) -> float | None:
     """What batch and instance norms make their running statistics in ``reset_parameters``; and the count of averaged models."""
     if isinstance(module, AveragedModel):
         return 0.0 if leaf == "n_averaged" else None
-    if not isinstance(module, _NormBase) or not resets_as(type(module), _NormBase):
+    if not isinstance(module, NormBase) or not resets_as(type(module), NormBase):
         return None
     return {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}.get(leaf)
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from xinit.distributions import Distribution
 from xinit.parallel.layouts import Layout, Piece, check_axis, check_rank, fill_layouts_, with_size
-from xinit.parallel.ranks import reshard
+from xinit.parallel.ranks import is_fully_sharded, reshard
 from xinit.parameters.names import canonical_name
 from xinit.window import Window
 
@@ -228,7 +228,7 @@ def _owned(module: nn.Module) -> bool:
 
 def _alone(module: nn.Module) -> nn.Module:
     """The module with its parameters and buffers, but none of the modules in it, and without what FSDP2 does to it."""
-    alone: nn.Module = object.__new__(next(c for c in type(module).__mro__ if not hasattr(c, "_get_fsdp_state")))
+    alone: nn.Module = object.__new__(next(c for c in type(module).__mro__ if not is_fully_sharded(c)))
     alone.__dict__.update(module.__dict__, _modules={})
     return alone
 

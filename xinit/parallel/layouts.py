@@ -9,12 +9,12 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from xinit.distributions import Distribution, zeros
 from xinit.dtensor import view
 from xinit.fill import fill_many_
 from xinit.keys import Key
+from xinit.subclasses import holds_tensors
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -263,7 +263,7 @@ def _views(tensors: Sequence[Tensor], layouts: Sequence[Layout], op: str) -> lis
     for tensor, layout in zip(tensors, layouts, strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: tensors must be torch.Tensors, but found {type(tensor).__name__}")
-        if is_traceable_wrapper_subclass(tensor):
+        if holds_tensors(tensor):
             raise TypeError(f"{op}: tensors must be a rank's own, but found a {type(tensor).__name__}")
         if tuple(tensor.shape) != layout.shape:
             names = ", ".join(dict.fromkeys(piece.name for piece in layout.pieces[:3] if piece.name))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xinit._torch import fsdp_parameters, root_mesh
 from xinit.dtensor import first_words, is_sharded, simulated
 from xinit.keys import Key
 
@@ -41,7 +43,7 @@ class Ranks:
             return largest
         names = {name for mesh in self.members for name in mesh.mesh_dim_names or ()}
         try:
-            root = largest._get_root_mesh()
+            root = root_mesh(largest)()
             span = root[tuple(name for name in root.mesh_dim_names if name in names)]
             if all(set(span.mesh.flatten().tolist()) >= members for members in self.members.values()):
                 return span
@@ -174,14 +176,15 @@ def reshard(model: nn.Module) -> None:
 
 def offloaded(model: nn.Module) -> set[int]:
     """The ids of the parameters that FSDP2 keeps on the CPU."""
-    groups = (
-        group
-        for module in _fully_sharded(model)
-        for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
-    )
-    return {id(held.sharded_param) for group in groups for held in group.fsdp_params if held.offload_to_cpu}
+    held = (parameter for module in _fully_sharded(model) for parameter in fsdp_parameters(module))
+    return {id(parameter.sharded_param) for parameter in held if parameter.offload_to_cpu}
 
 
 def _fully_sharded(model: nn.Module) -> list[Any]:
-    """FSDP2's modules, which it gives a class of their own. A module is slow to say that it has no such attribute."""
-    return [module for module in model.modules() if hasattr(type(module), "_get_fsdp_state")]
+    return [module for module in model.modules() if is_fully_sharded(type(module))]
+
+
+def is_fully_sharded(kind: type) -> bool:
+    """Whether FSDP2 has made a class, for a module of its own."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which nobody has to import that does not use it
+    return fsdp is not None and issubclass(kind, fsdp.FSDPModule)

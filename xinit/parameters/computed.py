@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from xinit._torch import pre_hooks, pruned_name
 from xinit.init import normal_
 from xinit.keys import Key
 
@@ -125,8 +126,8 @@ def computed_of(module: nn.Module) -> dict[str, Computed]:
         for name, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
             if any(p is not None for p in steps._parameters.values()):
                 found[name] = _Parametrized(module, name)
-    for hook in module._forward_pre_hooks.values():
-        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+    for hook in pre_hooks(module).values():
+        name = pruned_name(hook) if hasattr(hook, "apply_mask") else getattr(hook, "name", None)
         if not isinstance(name, str):
             continue
         names = module._parameters.keys()

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from xinit._torch import version
+
 # The parts that wrappers put into a parameter's name. None of PEFT's, which makes other layers.
 _WRAPPERS = {
     "module",  # DataParallel, DistributedDataParallel, AveragedModel; DeepSpeed's engine; Megatron's Float16Module
@@ -68,4 +70,4 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def version_of(tensor: Tensor) -> int:
     """How often it was written to; a tensor that was made in ``torch.inference_mode`` does not count that."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else int(version(tensor))

@@ -67,7 +67,7 @@ def _not_loaded(name: str, parameter: Tensor, module: nn.Module) -> bool:
 
 def never_written(tensor: Tensor) -> bool:
     """Whether nothing was written in place since the tensor was made, as by ``to_empty``; nor loaded by transformers."""
-    return not (tensor.is_inference() or tensor._version or loaded(tensor))
+    return not (tensor.is_inference() or version_of(tensor) or loaded(tensor))
 
 
 def emptied(parameters: Iterable[Tensor]) -> bool:

@@ -30,8 +30,8 @@ from math import sqrt
 from typing import Any, Union
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from xinit._torch import ConvNd
 from xinit.distributions import Distribution, What, normal, ones, trunc_normal, variance_scaling, xavier_uniform, zeros
 from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import Pattern, Predicate, depths, predicate
@@ -353,7 +353,7 @@ def mup(
 
 def _fan_in_normal(leaf: str, module: nn.Module) -> Distribution | None:
     """N(0, 1 / fan_in) for the weights of which it is known which axes are the inputs."""
-    if isinstance(module, _ConvNd) and leaf == "weight":
+    if isinstance(module, ConvNd) and leaf == "weight":
         inputs, outputs = (0, 1) if module.transposed else (1, 0)
         return variance_scaling(1.0, "fan_in", "normal", in_axis=inputs, out_axis=outputs, groups=module.groups)
     if type(module).__name__ == "Conv1D" and leaf == "weight":  # transformers', for x @ w

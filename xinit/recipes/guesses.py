@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xinit._torch import without_modes
 from xinit.distributions import Distribution, What, constant
+from xinit.parameters.names import version_of
 from xinit.parameters.plans import describe
 from xinit.parameters.sites import Site
 from xinit.recipes.own import Own, OwnInit
@@ -173,8 +174,8 @@ def _written(parameter: nn.Parameter) -> bool:
     return (
         plain(parameter)
         and not parameter.is_inference()
-        and parameter._version > 0
-        and parameter.__dict__.get("_xinit_set") != parameter._version
+        and version_of(parameter) > 0
+        and parameter.__dict__.get("_xinit_set") != version_of(parameter)
     )
 
 

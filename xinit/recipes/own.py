@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xinit._torch import without_modes
+from xinit._torch import Lacking, without_modes
 from xinit.distributions import Distribution, constant
 from xinit.guards import FLAG
 from xinit.history.replay import needed
@@ -207,6 +207,8 @@ def _by_methods(model: nn.Module) -> dict[int, Own]:
                 for module, method in methods:
                     method(twins.module(module))
             return _looked({key: p for key, p in twins.parameters.items()})
+    except Lacking:
+        raise
     except Exception:  # whatever a method of others raises
         return {}
 
@@ -224,6 +226,8 @@ def _rebuilt(module: nn.Module, build: Builder) -> dict[tuple[str, torch.Size], 
             with deferred():
                 built = build(module)
             return _looked({(canonical_name(n), p.shape): p for n, p in built.named_parameters(remove_duplicate=False)})
+    except Lacking:
+        raise
     except Exception:
         return {}
 

@@ -9,10 +9,9 @@ from math import sqrt
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from xinit._torch import ConvNd, NormBase
 from xinit.distributions import (
     Distribution,
     constant,
@@ -39,7 +38,7 @@ def _symmetric(width: int) -> Distribution:
     return uniform(-bound, bound)
 
 
-def _conv(leaf: str, module: _ConvNd) -> Distribution | None:
+def _conv(leaf: str, module: ConvNd) -> Distribution | None:
     # torch's fan_in is that of the weight's axis 1, for transposed convolutions too.
     fan_in = (module.out_channels if module.transposed else module.in_channels) // module.groups
     for size in module.kernel_size:
@@ -74,13 +73,13 @@ TORCH: dict[type[nn.Module], Rule] = {
     NonDynamicallyQuantizableLinear: _attention_output,
     nn.Linear: lambda leaf, module: _linear(leaf, module.in_features),
     nn.Bilinear: lambda leaf, module: _symmetric(module.in1_features) if leaf in ("weight", "bias") else None,
-    _ConvNd: _conv,
+    ConvNd: _conv,
     nn.Embedding: lambda leaf, module: normal() if leaf == "weight" else None,
     nn.EmbeddingBag: lambda leaf, module: normal() if leaf == "weight" else None,
     nn.MultiheadAttention: _attention,
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _recurrent,
-    _NormBase: _scale,
+    NormBase: _scale,
     nn.GroupNorm: _scale,
     nn.LayerNorm: _scale,
     nn.RMSNorm: _scale,
