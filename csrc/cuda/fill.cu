@@ -7,7 +7,6 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include <cstring>
-#include <map>
 
 #include "../ops.h"
 #include "kernels.cuh"
@@ -15,26 +14,21 @@
 namespace xinit {
 namespace {
 
-// As many thread blocks as there is work for, and at most what the device holds at a time: threads loop over the rest.
 template <class Kernel, class... Arguments>
 void launch(uint64_t work, Kernel kernel, const Arguments&... arguments) {
   int resident = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0));
   const uint64_t most = static_cast<uint64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) * resident;
-  const uint64_t wanted = (work + kThreads - 1) / kThreads;
-  kernel<<<static_cast<unsigned>(wanted < most ? wanted : most), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-      arguments...);
+  kernel<<<blocks_for(work, most), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void launch_one(CudaFill job) {
-  if (job.seed == nullptr) share_out(job, size_of(job.fill.dtype));
-  const CudaLaunch parameters{job, schedule(job.fill.key.seed)};
+void launch_one(const CudaLaunch& parameters) {
+  const CudaFill& job = parameters.job;
   specialize(job.fill.distribution.kind, job.fill.dtype, [&](auto kind, auto dtype) {
-    if (job.groups > 0)
-      launch(job.groups, fill_contiguous<kind.value, dtype.value>, parameters);
-    else
-      launch(job.fill.window.units(), fill_window<kind.value, dtype.value>, parameters);
+    launch(work_of(job),
+           job.groups > 0 ? fill_contiguous<kind.value, dtype.value> : fill_window<kind.value, dtype.value>,
+           parameters);
   });
 }
 
@@ -61,27 +55,20 @@ void fill_cuda(const at::Tensor& self, std::vector<Fill> fills, const Source& so
   for (const Fill& fill : fills) {
     job.fill = fill;
     job.fill.key = key;
-    launch_one(job);
+    launch_one(launch_of(job));
   }
 }
 
-// One launch for all contiguous fills of a seed. Their descriptors travel by way of pinned memory, without a wait.
-void launch_many(const at::Tensor& on, uint64_t seed, const std::vector<CudaFill>& jobs) {
-  std::vector<uint32_t> first_block{0};
-  for (const CudaFill& job : jobs) {
-    const uint64_t work = job.groups > 0 ? job.groups : job.fill.window.units();
-    first_block.push_back(first_block.back() + static_cast<uint32_t>((work + kGroupsPerBlock - 1) / kGroupsPerBlock));
-  }
-  const size_t bytes = jobs.size() * sizeof(CudaFill), all = bytes + first_block.size() * sizeof(uint32_t);
-  const at::Tensor host = at::empty({static_cast<int64_t>(all)}, at::TensorOptions(at::kByte).pinned_memory(true));
-  char* const data = static_cast<char*>(host.data_ptr());
-  std::memcpy(data, jobs.data(), bytes);
-  std::memcpy(data + bytes, first_block.data(), all - bytes);
+// The descriptors travel by way of pinned memory, without a wait.
+void launch_many(const at::Tensor& on, const ManyLaunch& launch) {
+  const auto size = static_cast<int64_t>(launch.descriptors.size());
+  const at::Tensor host = at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true));
+  std::memcpy(host.data_ptr(), launch.descriptors.data(), launch.descriptors.size());
   const at::Tensor there = host.to(on.device(), /*non_blocking=*/true);
   const char* const descriptors = static_cast<const char*>(there.data_ptr());
-  fill_many<<<first_block.back(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-      reinterpret_cast<const CudaFill*>(descriptors), reinterpret_cast<const uint32_t*>(descriptors + bytes),
-      static_cast<uint32_t>(jobs.size()), schedule(seed));
+  fill_many<<<launch.blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      reinterpret_cast<const CudaFill*>(descriptors),
+      reinterpret_cast<const uint32_t*>(descriptors + launch.first_block()), launch.fills, launch.keys);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -89,17 +76,7 @@ void fill_many_cuda(const at::Tensor& on, const std::vector<Fill>& fills) {
   const c10::cuda::CUDAGuard device(on.device());
   TORCH_CHECK(at::cuda::currentStreamCaptureStatusMayInitCtx() == at::cuda::CaptureStatus::None,
               "fill_many_: cannot be captured in a CUDA graph; fill the tensors one by one");
-  std::map<uint64_t, std::vector<CudaFill>> by_seed;
-  for (const Fill& fill : fills) {
-    CudaFill job{};
-    job.fill = fill;
-    share_out(job, size_of(fill.dtype));
-    if (fill.window.ndim == 0 && fill.window.run_stride == 1)
-      by_seed[fill.key.seed].push_back(job);
-    else
-      launch_one(job);
-  }
-  for (const auto& [seed, jobs] : by_seed) launch_many(on, seed, jobs);
+  for_each_launch(fills, launch_one, [&](const ManyLaunch& launch) { launch_many(on, launch); });
 }
 
 at::Tensor digest_cuda(const at::Tensor& self, const std::vector<Placed>& windows, const DigestKey& key) {

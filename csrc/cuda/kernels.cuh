@@ -2,17 +2,9 @@
 #pragma once
 
 #include "../digest.h"
-#include "fill_body.h"
+#include "launches.h"
 
 namespace xinit {
-
-constexpr int kThreads = 256;
-
-// Passed by value, so that the round keys are read from constant memory.
-struct CudaLaunch {
-  CudaFill job;
-  Schedule keys;
-};
 
 __device__ __forceinline__ uint64_t thread_index() {
   return static_cast<uint64_t>(blockIdx.x) * kThreads + threadIdx.x;
