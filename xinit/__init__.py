@@ -83,6 +83,8 @@ from xinit.window import Window
 
 if TYPE_CHECKING:
     from xinit import parallel, recipes
+    from xinit.insight.diagnose import diagnose
+    from xinit.insight.recommend import recommend
     from xinit.insight.theory import critical, theory
     from xinit.lazy.accelerate import accelerate
     from xinit.lazy.context import deferred
@@ -97,6 +99,7 @@ _ROOMS = {
     "audit": "lazy.materialize",
     "critical": "insight.theory",
     "deferred": "lazy.context",
+    "diagnose": "insight.diagnose",
     "fingerprint": "models.apply",
     "init_": "models.apply",
     "materialize_": "lazy.materialize",
@@ -104,6 +107,7 @@ _ROOMS = {
     "plan": "models.apply",
     "Plan": "parameters.plans",
     "recipes": "recipes",
+    "recommend": "insight.recommend",
     "Row": "parameters.plans",
     "theory": "insight.theory",
     "unwritten": "parameters.sites",
@@ -129,6 +133,7 @@ __all__ = [
     "deferred",
     "delta_orthogonal",
     "delta_orthogonal_",
+    "diagnose",
     "dirac",
     "dirac_",
     "eye",
@@ -153,6 +158,7 @@ __all__ = [
     "parallel",
     "plan",
     "recipes",
+    "recommend",
     "rows",
     "sparse",
     "sparse_",

@@ -72,6 +72,26 @@ def plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--all", action="store_true", help="a line for each parameter, not one for all layers")
 
 
+def shape(text: str) -> tuple[int, ...]:
+    """The type of an argument such as 32x784."""
+    sizes = text.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text} is no shape such as 32x784")
+    return tuple(map(int, sizes))
+
+
+def diagnose(verb: argparse.ArgumentParser) -> None:
+    add_model(verb)
+    verb.add_argument(
+        *("--input", "-i"), action="append", required=True, type=shape, metavar="32x784", help="the shape of a batch"
+    )
+    verb.add_argument("--tokens", action="store_true", help="of numbers of tokens, not of normal numbers")
+    verb.add_argument("--recipe", help="by default the model is as its constructor leaves it")
+    verb.add_argument("--seed", type=int, default=0, help="of weights and batch")
+    verb.add_argument("--forward", action="store_true", help="without gradients")
+    verb.add_argument("--plot", metavar="FILE", help="draw activations and gradients by depth")
+
+
 class Verb(NamedTuple):
     """What the command line can be asked to do, by ``run`` of the module of the verb's name in :mod:`xinit.cli`.
 
@@ -111,6 +131,13 @@ xinit plan transformers:LlamaConfig hidden_size=256 num_hidden_layers=4
 xinit plan transformers:GPT2LMHeadModel --recipe gpt2 --only '*.c_proj.*'
 xinit plan torch.nn:Transformer 256 nhead=4
 xinit plan mypackage.models:Net width=64 --recipe mup --all""",
+    ),
+    "diagnose": Verb(
+        "run a model forward and backward, and tell where signals or gradients die, explode or get stuck, and why",
+        diagnose,
+        """\
+xinit diagnose mypackage.models:Net width=64 --input 32x784 --plot net.png
+xinit diagnose transformers:GPT2Config n_layer=6 --tokens --input 2x64""",
     ),
 }
 

@@ -146,15 +146,24 @@ class Ranks:
                 f"{self.op}: the ranks have different keys; rank {distributed.get_rank()} has {key}. Nothing has been filled"
             )
 
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum of each number over all ranks, in one all-reduce; of one that nothing is shared with, its own."""
+        if (self.mesh is None or self.mesh.get_coordinate() is None) and self.group is None:
+            return numbers
+        return self._all(numbers, "SUM")
+
     def _reduced(self, numbers: list[int], how: str) -> list[int]:
+        return [int(number) for number in self._all(torch.tensor(numbers), how).tolist()]
+
+    def _all(self, numbers: Tensor, how: str) -> Tensor:
         distributed: Any = torch.distributed
         mesh, groups = self.mesh, [self.group]
         if self.group is None and mesh is not None and mesh.size() < distributed.get_world_size():
             groups = [mesh.get_group(dim) for dim, size in enumerate(mesh.shape) if size > 1]
-        total = torch.tensor(numbers, device=self.device if mesh is None else mesh.device_type)
+        reduced = numbers.to(self.device if mesh is None else mesh.device_type)
         for group in groups:
-            distributed.all_reduce(total, getattr(distributed.ReduceOp, how), group=group)
-        return [int(number) for number in total.tolist()]
+            distributed.all_reduce(reduced, getattr(distributed.ReduceOp, how), group=group)
+        return reduced.cpu()
 
 
 def _mesh_of(tensor: Any) -> Any:

@@ -1,0 +1,3 @@
+"""LSUV: layer by layer, weights are scaled until what goes out has unit variance."""
+
+from __future__ import annotations

@@ -1,0 +1,91 @@
+"""Which method suits a layer: by the activation that follows it, and by which of its axes are inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from xinit import distributions
+from xinit._torch import ConvNd
+from xinit.distributions import Distribution
+from xinit.observe.activations import Activation
+from xinit.observe.flow import Layer
+from xinit.scaling import calculate_gain
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A call of one of xinit's functions that make distributions."""
+
+    function: str
+    arguments: tuple[Any, ...] = ()
+    named: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        """As it is written."""
+        shown = [*map(_shown, self.arguments), *(f"{name}={_shown(value)}" for name, value in self.named)]
+        return f"xinit.{self.function}({', '.join(shown)})"
+
+    @property
+    def distribution(self) -> Distribution:
+        made: Distribution = getattr(distributions, self.function)(*self.arguments, **dict(self.named))
+        return made
+
+
+def suited(layer: Layer, scale: float = 1.0, own_std: float | None = None) -> Method:
+    """For the matrices of a layer: Kaiming where a rectifier follows, Xavier where a saturating function does, and unit variance
+    where nothing does; an embedding as its own method has it.
+
+    Args:
+        layer: with the calls in which the activation was seen.
+        scale: of all that.
+        own_std: what the model's own code would draw with.
+    """
+    if layer.is_embedding:
+        return Method("normal", (), (("std", round(own_std or 1.0, 4)),))
+    kind = follows(layer)
+    axes = _axes(layer)
+    if scale != 1 or axes:
+        gain = gain_of(kind) * scale
+        return Method("variance_scaling", (round(gain * gain, 4), "fan_in", "normal"), axes)
+    if kind is not None and not kind.rectifies and math.isfinite(kind.low + kind.high):
+        return Method("xavier_normal", (round(max(gain_of(kind), 1 / kind.slope), 4),))
+    return Method("kaiming_normal", (), (("nonlinearity", _named(kind)),))
+
+
+def follows(layer: Layer) -> Activation | None:
+    """The activation that follows a layer, in the first call in which one does."""
+    return next((call.activation for call in layer.calls if call.activation is not None), None)
+
+
+def gain_of(kind: Activation | None) -> float:
+    """What an activation calls for: by torch's table, or else so that it passes on what it gets."""
+    return calculate_gain(_named(kind))
+
+
+def _named(kind: Activation | None) -> str | float:
+    """What the argument ``nonlinearity`` is given: a name, or a number for what has none."""
+    if kind is None:
+        return "linear"
+    try:
+        calculate_gain(kind.name)
+    except ValueError:
+        return round(calculate_gain(kind.call), 4)
+    return kind.name
+
+
+def _axes(layer: Layer) -> tuple[tuple[str, Any], ...]:
+    """Which axes of its matrix are inputs, outputs, and of no fan, such as that of stacked experts, where torch has others."""
+    matrix = next(parameter for parameter in layer.weights.values() if parameter.dim() > 1)
+    conv = layer.module if isinstance(layer.module, ConvNd) else None
+    axis = matrix.dim() - 2 if conv is None else 0
+    inputs, outputs = (axis, axis + 1) if layer.is_transposed else (axis + 1, axis)
+    axes = (("in_axis", inputs), ("out_axis", outputs)) if (inputs, outputs) != (1, 0) else ()
+    if conv is not None:
+        return axes + ((("groups", conv.groups),) if axes and conv.groups > 1 else ())
+    return axes + ((("batch_axis", tuple(range(axis)) if axis > 1 else 0),) if axis else ())
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

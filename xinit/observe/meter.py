@@ -1,0 +1,93 @@
+"""Measurements: sums of what a tensor holds, gathered where it is, and read, for all ranks together, when all are made."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xinit._torch import local_tensor
+from xinit.dtensor import is_sharded
+from xinit.parallel.ranks import Ranks
+
+
+class Moments(NamedTuple):
+    """Of what was measured.
+
+    Attributes:
+        number: of elements.
+        mean: theirs; not finite if one of them is not.
+        norm: the root of the sum of their squares.
+    """
+
+    number: float = 0.0
+    mean: float = 0.0
+    norm: float = 0.0
+
+    @property
+    def rms(self) -> float:
+        return self.norm / math.sqrt(self.number) if self.number else 0.0
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(max(0.0, self.rms**2 - self.mean**2))
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.mean)
+
+
+class Meter:
+    """Takes measurements without waiting for the device: each is a number, under which it is found in the end."""
+
+    def __init__(self) -> None:
+        self._counts: list[int] = []
+        self._sums: list[Tensor] = []  # of elements and the norm, alternately
+
+    def measure(self, tensor: Tensor) -> int:
+        """Of all elements, in two passes over them and no memory."""
+        values = local(tensor)
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        return self.note(values.numel(), values.sum(dtype=dtype), torch.linalg.vector_norm(values, dtype=dtype))
+
+    def note(self, count: int, total: Tensor, norm: Tensor | None = None) -> int:
+        """Of so many things, their sum."""
+        self._counts.append(count)
+        self._sums += [total, torch.zeros_like(total) if norm is None else norm]
+        return len(self._counts) - 1
+
+    def read(self, ranks: Ranks) -> list[Moments]:
+        """All of them, over all ranks: one transfer from each device, and one all-reduce."""
+        places: dict[torch.device, list[int]] = {}
+        for i, value in enumerate(self._sums):
+            places.setdefault(value.device, []).append(i)
+        values = torch.zeros(len(self._sums), dtype=torch.float64)
+        for indices in places.values():
+            values[indices] = torch.stack([self._sums[i].float() for i in indices]).cpu().double()
+        counts = torch.tensor(self._counts, dtype=torch.float64)
+        sums = torch.stack((counts, values[0::2], values[1::2].square()))
+        count, total, squares = ranks.total(sums).tolist()
+        return [
+            Moments(n, t / n if n else 0.0, math.sqrt(s) if s >= 0 else math.nan)
+            for n, t, s in zip(count, total, squares, strict=True)
+        ]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of it, as real numbers of a dtype that can be summed."""
+    values = tensor.detach()
+    if is_sharded(values):
+        values = local_tensor(_settled(values))
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    return values.float() if values.dtype.itemsize == 1 else values
+
+
+def _settled(tensor: Tensor) -> Tensor:
+    """A DTensor without the terms of a sum that is still to be done."""
+    from torch.distributed.tensor import Replicate
+
+    placements = [Replicate() if p.is_partial() else p for p in tensor.placements]  # type: ignore[attr-defined]
+    return tensor.redistribute(placements=placements)  # type: ignore[attr-defined,no-any-return]
