@@ -72,7 +72,7 @@ ROWS = [
     (ALL, lambda: None, {}, TypeError, "tensor must be a torch.Tensor, but found NoneType"),
     *(
         (ALL, lambda dtype=dtype: plain(dtype=dtype), {}, NotImplementedError, "supported are Float, Double, Half")
-        for dtype in (torch.int8, torch.int64, torch.uint8, torch.bool, torch.float8_e8m0fnu)
+        for dtype in (torch.int8, torch.int64, torch.uint8, torch.uint16, torch.bool, torch.float8_e8m0fnu)
     ),
     (ALL, quantized, {}, NotImplementedError, "Quantized"),
     (ALL, lambda: plain().to_sparse(), {}, NotImplementedError, "Sparse"),

@@ -225,6 +225,16 @@ def test_what_no_pattern_matches_is_said_with_the_way_out():
     assert problems(model, "llama") == {"1.gamma": words + " skip= it"}
 
 
+def test_a_list_of_parameters_says_nothing_of_what_they_are():
+    model = nn.ModuleDict({"lin": nn.Linear(4, 4)})
+    model.list = nn.ParameterList([torch.empty(4, 4), torch.empty(4)])
+    found = problems(model, "llama")
+    assert found.keys() == {"list.0", "list.1"}
+    assert all("ParameterList" in said and "put {'list.*': ...} before llama" in said for said in found.values())
+    xinit.init_(model, [{"list.*": xinit.normal()}, "llama"], KEY)
+    assert torch.equal(model.list[0], xinit.normal_(torch.empty(4, 4), key=KEY.fold_in("list.0")))
+
+
 def test_what_was_set_to_a_constant_is_not_drawn_over():
     model = nn.ModuleDict({"in": nn.Linear(8, 8), "lm_head": nn.Linear(8, 8)})
     nn.init.zeros_(model["lm_head"].weight)

@@ -146,6 +146,18 @@ def test_wrappers_change_no_bit_and_no_name(wrap):
     assert xinit.fingerprint(wrapped) == xinit.fingerprint(plain)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [(nn.Linear, (4, 3)), (nn.Embedding, (5, 4)), (nn.BatchNorm1d, (4,)), (nn.Conv2d, (3, 4, 2))]
+)
+def test_layers_of_skip_init_are_as_others(kind, arguments):
+    empty, full = torch.nn.utils.skip_init(kind, *arguments), kind(*arguments)
+    for model in (empty, full):
+        xinit.init_(model, "torch", KEY)
+    assert xinit.fingerprint(empty, buffers=True) == xinit.fingerprint(full, buffers=True)
+    for one, other in zip(empty.parameters(), full.parameters(), strict=True):
+        assert same(one.detach(), other.detach())
+
+
 def test_dtype_and_memory_layout_keep_the_values():
     plain = xinit.init_(layers("a"), RECIPE, KEY)
     other = layers("a").to(torch.bfloat16)
@@ -367,6 +379,8 @@ def test_other_parameters_that_cannot_be_filled():
     )
     with pytest.raises(NotImplementedError, match=r"fingerprint: parameter head\.bias has dtype torch\.int32"):
         xinit.fingerprint(model)
+    (row,) = xinit.plan(model, "torch").problems
+    assert (row.name, row.problem) == ("head.bias", "nothing can be drawn of dtype torch.int32: skip= it")
     model = Mixed()
     model.head.weight = nn.Parameter(torch.zeros(4, 6).to_sparse())
     with pytest.raises(NotImplementedError, match=r"head\.weight has layout torch\.sparse_coo"):

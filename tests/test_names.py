@@ -1,6 +1,8 @@
 """The names of torch.nn.init: all are there, with its signatures, and none of them does nothing without a word."""
 
 import inspect
+from difflib import get_close_matches
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -52,6 +54,24 @@ def test_the_module_has_no_other_names():
 
 
 @pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        (xinit, "kaiming_norml_", "kaiming_normal_"),
+        (xinit, "init__", "init_"),
+        (xinit.init, "kaiming_unifrom_", "kaiming_uniform_"),
+        (xinit, "nn_init", None),
+    ],
+)
+def test_a_typo_is_an_error_from_which_python_guesses(module, name, meant):
+    with pytest.raises(AttributeError, match=rf"module '{module.__name__}' has no attribute '{name}'") as error:
+        getattr(module, name)
+    assert (error.value.name, error.value.obj) == (name, module)
+    assert meant is None or get_close_matches(name, dir(module), 1) == [meant]
+    with pytest.raises(ModuleNotFoundError, match=rf"No module named 'xinit\.{name}'"):
+        import_module(f"xinit.{name}")
+
+
+@pytest.mark.parametrize(
     "call",
     [
         lambda f, w: f(w),
@@ -68,8 +88,9 @@ def test_the_module_has_no_other_names():
 @pytest.mark.parametrize("name", sorted({*OLD, *FACTORIES}))
 def test_an_old_name_says_which_function_fills(name, call):
     w = kept()
-    with pytest.raises(TypeError, match=rf"^{name}: .*fills nothing; {name}_ fills a tensor"):
-        call(getattr(xinit, name), w)
+    for module in (xinit, xinit.init) if name in OLD else (xinit,):
+        with pytest.raises(TypeError, match=rf"^{name}: .*fills nothing; {name}_ fills a tensor"):
+            call(getattr(module, name), w)
     assert (w == 7).all()
 
 

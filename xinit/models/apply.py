@@ -115,6 +115,8 @@ class Rulebook:
 
 def _writes(site: Site, what: What, key: Key) -> list[Write]:
     shape = tuple(site.parameter.shape)
+    if site.parameter.dtype not in DTYPES:
+        raise ValueError(f"nothing can be drawn of dtype {site.parameter.dtype}: skip= it")
     writes = writes_of(site.name, shape, what, key)
     for write in writes:
         if site.parameter.is_complex() and not write.distribution.fits(site.parameter.dtype):
