@@ -518,6 +518,34 @@ def built_for_real_then_sharded(world, layout):
     assert "parameters up.bias, down.bias, skipped" in said, said
 
 
+@case(2, kind="weight_norm")
+@case(2, kind="spectral_norm")
+@case(2, kind="orthogonal")
+def parametrized_then_sharded(world, kind):
+    """As if it had been initialised before it was sharded; by a hook, an error on all ranks."""
+
+    def made(norm):
+        model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 6))
+        norm(model[0])
+        return model
+
+    def sharded(norm):
+        return fully_shard(made(norm), mesh=mesh_for("fsdp", world))
+
+    norm = getattr(nn.utils.parametrizations, kind)
+    whole = xinit.init_(made(norm), "torch", KEY)
+    with Watched() as watched:
+        model = xinit.init_(sharded(norm), "torch", KEY)
+    assert watched.collectives == 0
+    assert_equal_models(model, whole)
+    assert xinit.fingerprint(model, buffers=True) == xinit.fingerprint(whole, buffers=True)
+    x = torch.arange(12.0).view(2, 6)
+    assert_close(model.eval()(x).tolist(), whole.eval()(x).tolist())
+    if kind != "orthogonal":
+        with raises(NotImplementedError, "0.weight is computed by a hook from 0.weight_", "and sharded"):
+            xinit.init_(sharded(getattr(nn.utils, kind)), "torch", KEY)
+
+
 @case(4)
 def pipeline(world):
     """Two stages by hand, each a part of the model under its global names, each over two data-parallel ranks."""

@@ -1,5 +1,6 @@
 """What a recipe gives is held against the model's own init: nothing that this makes constant, or computes, is lost unsaid."""
 
+import copy
 import random
 import warnings
 
@@ -204,23 +205,33 @@ class Mixer(nn.Module):
 
 
 def test_a_bare_parameter_is_decided_only_if_it_has_a_familiar_name():
-    with torch.device("meta"):
-        empty = Mixer()
-    for model in (Mixer(), empty.to_empty(device="cpu")):
+    patterns = {"A_log": xinit.uniform(0, 1), "layer_scale": xinit.constant(1e-6)}
+    for model in (Mixer(), emptied(Mixer)):
         for recipe in ("llama", "vit", recipes.gpt2(residual=())):
             found = problems(model, recipe)
             assert set(found) == {"A_log", "layer_scale"}
             assert "does not know A_log of a Mixer" in found["A_log"]
-        xinit.init_(model, [{"A_log": xinit.uniform(0, 1), "layer_scale": xinit.constant(1e-6)}, "llama"], KEY)
+        xinit.init_(model, [patterns, "llama"], KEY, only=list(patterns))
+    xinit.init_(Mixer(), [patterns, "llama"], KEY)
+    with pytest.warns(UserWarning, match="constructors of Mixer may"):
+        xinit.init_(emptied(Mixer), [patterns, "llama"], KEY)
 
 
 def test_what_no_pattern_matches_is_said_with_the_way_out():
-    class Scaled(nn.Module):
+    class Ones(nn.Module):
         def __init__(self):
             super().__init__()
             self.gamma = nn.Parameter(torch.ones(4))
 
-    model = nn.Sequential(nn.Linear(4, 4), Scaled())
+    class Scaled(nn.Module):
+        def __init__(self, start):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.full((4,), start))
+
+    model = nn.Sequential(nn.Linear(4, 4), Ones())
+    words = "no pattern matches it; it belongs to a Ones; its own init ones: put {'*.gamma': xinit.ones()}, or what you want"
+    assert problems(model, "llama") == {"1.gamma": words + ", before llama"}
+    model[1] = Scaled(start=1.0)
     words = "no pattern matches it; it belongs to a Scaled, which llama does not know: put {'*.gamma': ...} before llama, or"
     assert problems(model, "llama") == {"1.gamma": words + " skip= it"}
 
@@ -275,6 +286,80 @@ def test_reset_parameters_and_init_weights_of_ones_own_are_asked():
     for model in (Net(), empty):
         assert set(problems(model, "llama")) == {"head.bias", "gate.weight", "gate.bias"}
         assert "its own init constant -2" in problems(model, "llama")["gate.bias"]
+
+
+class Residual(nn.Module):
+    """Whose constructor makes it begin as the identity, as of GPT-like and diffusion models, and says so."""
+
+    def __init__(self, width, hidden=16, *, zero=True):
+        super().__init__()
+        self.norm, self.up, self.out = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+        if zero:
+            nn.init.zeros_(self.norm.weight)
+            nn.init.zeros_(self.out.weight)
+            nn.init.constant_(self.out.bias, -4.0)
+        print("built")
+
+
+class Told(Residual):
+    """Attributes have the names of all arguments."""
+
+    def __init__(self, width, hidden=16, *, zero=True):
+        super().__init__(width, hidden, zero=zero)
+        self.width, self._hidden, self.zero = width, hidden, zero
+
+
+class Half(Residual):
+    """Of one argument they have not."""
+
+    def __init__(self, width, zero=True):
+        super().__init__(width, zero=zero)
+        self.width = width
+
+
+def stack(kind, *args, **options):
+    return nn.Sequential(nn.Linear(4, 8), *(kind(8, *args, **options) for _ in range(2)))
+
+
+def emptied(construct, byte=77):
+    with torch.device("meta"):
+        model = construct()
+    for p in model.to_empty(device="cpu").parameters():
+        p.data.view(torch.uint8).fill_(byte)
+    return model
+
+
+SET = {"norm.weight": "zeros", "out.weight": "zeros", "out.bias": "constant -4"}
+
+
+@pytest.mark.parametrize("byte", [0, 77])
+def test_a_constructor_is_run_again_after_to_empty_where_attributes_tell_its_arguments(byte, capsys):
+    model = emptied(lambda: stack(Told, 12), byte)
+    capsys.readouterr()
+    found = problems(model, "llama")
+    assert {(n.partition(".")[2], p.split("own init ")[1].split(":")[0]) for n, p in found.items()} == set(SET.items())
+    assert len(found) == 6
+    unchanged(model, "llama would give ones, its own init zeros", lambda: xinit.init_(model, "llama", KEY))
+    xinit.init_(emptied(lambda: stack(Told, 12, zero=False), byte), "llama", KEY)
+    copied = copy.deepcopy(stack(Told, 12))
+    assert problems(copied, "llama").keys() == found.keys()
+    assert capsys.readouterr().out == "built\n" * 4  # two that were built here
+
+
+def test_of_what_no_attributes_tell_a_warning_names_the_class():
+    for kind in Residual, Half:
+        with pytest.warns(
+            UserWarning, match=rf"what the constructors of {kind.__name__} may have set is lost.*deferred"
+        ):
+            xinit.init_(emptied(lambda kind=kind: stack(kind, zero=False)), "llama", KEY)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            xinit.init_(emptied(lambda kind=kind: stack(kind)), {"*": xinit.normal()}, KEY)  # the user's own
+            xinit.init_(stack(kind, zero=False), "llama", KEY)  # built for real
+            xinit.init_(copy.deepcopy(stack(kind, zero=False)), "llama", KEY)
+    found = problems(copy.deepcopy(stack(Residual)), "llama")
+    assert {n.partition(".")[2] for n in found} == SET.keys()
+    assert all("and it was set to" in problem for problem in found.values())
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["built", "to_empty"])
@@ -337,9 +422,9 @@ def test_lora_is_not_known():
 
 def test_layers_that_look_alike_are_asked_first_and_last():
     class Block(nn.Linear):
-        def __init__(self, index):
+        def __init__(self, number):
             super().__init__(4, 4)
-            self.index = index
+            self.index = number
 
         def reset_parameters(self):
             super().reset_parameters()

@@ -7,13 +7,14 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from xinit.distributions import DTYPES, Distribution, Rows, What, zeros
-from xinit.dtensor import is_sharded, local_of, pieces
+from xinit.dtensor import is_sharded, local_of, pieces, view
 from xinit.fill import bar_of
 from xinit.generators import governed
 from xinit.guards import loaded as is_loaded
@@ -212,15 +213,17 @@ def _empty_by_shape(site: Site) -> bool:
 
 def _write(steps: list[Step], key: Key, progress: bool) -> None:
     """Fill the parameters, and those that others are computed from."""
-    values = [pair for step in steps if step.site.computed for pair in _inverted(step, key)]
+    computed = [step for step in steps if step.site.computed]
+    values = [pair for step in computed for pair in _inverted(step, key)]
     direct = [step for step in steps if not step.site.computed]
     fill_writes_([(s.site.name, s.site.parameter, s.writes) for s in direct], progress=progress, op="init_")
     with torch.no_grad():
-        for parameter, value in values:
-            parameter.copy_(value)
-    for step in steps:
-        if step.site.computed:
-            step.site.computed.settle(key.fold_in(step.site.name))
+        for part, value in values:
+            part.copy_(value)
+    torch.autograd.graph.increment_version([p.parameter for step in computed for p in step.site.parts])
+    for step in computed:
+        assert step.site.computed is not None
+        step.site.computed.settle(key.fold_in(step.site.name), partial(_wholes, step, key))
     for step in direct:
         parameter, what = step.site.parameter, step.what
         if isinstance(what, Distribution) and what.name == "constant" and not parameter.is_inference():
@@ -293,7 +296,8 @@ def init_(
         ImportError: for ``progress`` without tqdm.
 
     Warns:
-        UserWarning: of buffers, and of parameters skipped, that may be raw memory; of parameters of transformers' models that
+        UserWarning: of buffers, and of parameters skipped, that may be raw memory; of classes whose constructors may have set
+            what a built-in recipe gives otherwise, which ``to_empty`` has lost; of parameters of transformers' models that
             are no longer tied; of globs of the recipe that are no parameter's name, apart from "*.bias"
             and "*.weight", which any model may do without; of parameters left because they were loaded; and of a model left
             because it is in a context, such as Lightning's ``init_module(empty_init=True)``, in which ``torch.nn.init`` does
@@ -337,6 +341,13 @@ def init_(
     if untied:
         warnings.warn(
             f"init_: {some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()",
+            stacklevel=2,
+        )
+    if doubtful := rules.judge.in_doubt:
+        warnings.warn(
+            f"init_: what the constructors of {', '.join(doubtful)} may have set is lost, as with to_empty(), and they cannot be "
+            f"run again, for not all of their arguments are attributes of the same names: if that was not what the recipe gives, "
+            f"such as a zero output layer, put a pattern of yours before it; or build the model within xinit.deferred()",
             stacklevel=2,
         )
     if misspelt := rules.misspelt(every):
@@ -508,18 +519,29 @@ def _untied(model: nn.Module) -> list[str]:
 
 
 def _inverted(step: Step, key: Key) -> list[tuple[Tensor, Tensor]]:
-    """What a computed weight makes of the parameters that it is computed from."""
+    """What a computed weight makes of the parameters that it is computed from: of each what is here, and its values."""
+    assert step.site.computed is not None
+    parts = step.site.parts
+    if any(is_sharded(part.parameter) for part in parts) and not step.site.computed.shards:
+        raise NotImplementedError(
+            f"init_: {step.site.name} is computed by a hook from {', '.join(part.name for part in parts)}, and sharded: call "
+            f"init_ before the model is sharded, use torch.nn.utils.parametrizations or xinit.deferred, or skip= it"
+        )
+    found = []
+    for part, whole in zip(parts, _wholes(step, key), strict=True):
+        for here, where in pieces(part.parameter, f"init_: parameter {part.name}"):
+            found.append((here, whole if where is None else view(whole, where.offsets, tuple(here.shape)).clone()))
+    return found
+
+
+def _wholes(step: Step, key: Key) -> list[Tensor]:
+    """All of the parameters that a computed weight is computed from."""
     site = step.site
     assert site.computed is not None
-    parameters = [part.parameter for part in site.parts]
-    if any(map(is_sharded, parameters)):
-        raise NotImplementedError(
-            f"init_: {site.name} is computed from {', '.join(part.name for part in site.parts)}, and sharded: call init_ before "
-            f"the model is sharded, use xinit.deferred, or skip= it"
-        )
-    value = torch.empty(site.parameter.shape, dtype=site.parameter.dtype, device=parameters[0].device)
+    device = site.parts[0].parameter.device
+    value = torch.empty(site.parameter.shape, dtype=site.parameter.dtype, device=device)
     fill_writes_([(site.name, value, step.writes)])
-    with torch.no_grad(), governed(key.fold_in(site.name), value.device):
+    with torch.no_grad(), governed(key.fold_in(site.name), device):
         return site.computed.inverted(value)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from xinit._torch import pre_hooks, pruned_name
+from xinit.dtensor import is_sharded
 from xinit.init import normal_
 from xinit.keys import Key
 
@@ -26,17 +27,19 @@ class Computed:
     Attributes:
         parameters: those, by their names in the module.
         like: one of them, of the weight's shape and dtype; or what stands for it, on the meta device.
+        shards: whether the parameters may be sharded.
     """
 
     parameters: dict[str, nn.Parameter]
     like: nn.Parameter
+    shards: bool = False
 
-    def inverted(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What each of the parameters must be for the weight to be that; nothing changes yet."""
+    def inverted(self, value: Tensor) -> list[Tensor]:
+        """What each of the parameters must be, as a whole, for the weight to be that; nothing changes yet."""
         raise NotImplementedError
 
-    def settle(self, key: Key) -> None:
-        """What else follows from the parameters, once they are set."""
+    def settle(self, key: Key, wholes: Callable[[], list[Tensor]]) -> None:
+        """What else follows from the parameters, once they are set; ``wholes`` gives them as they were before they were cut."""
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -45,22 +48,25 @@ class Computed:
 
 
 class _Parametrized(Computed):
+    shards = True
+
     def __init__(self, module: nn.Module, name: str) -> None:
         lists: Any = module.parametrizations
         self.list: Any = lists[name]
-        named = self.list._parameters.items()
-        self.parameters = {f"parametrizations.{name}.{leaf}": p for leaf, p in named if p is not None}
+        self.originals = {leaf: p for leaf, p in self.list._parameters.items() if p is not None}
+        self.parameters = {f"parametrizations.{name}.{leaf}": p for leaf, p in self.originals.items()}
         first = next(iter(self.parameters.values()))
         self.like = first
         if not self.list.is_tensor or self.list.unsafe:
             training, self.list.training = self.list.training, False
-            weight = _evaluated(self.list)
+            all_ = self.parameters.values()
+            weight = self._weight(lambda: [torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in all_])
             self.list.train(training)
             alike = [p for p in self.parameters.values() if (p.shape, p.dtype) == (weight.shape, weight.dtype)]
             meta = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device="meta"), first.requires_grad)
             self.like = alike[-1] if alike else meta
 
-    def inverted(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def inverted(self, value: Tensor) -> list[Tensor]:
         values: Any = value
         for step in reversed(self.list):
             if hasattr(step, "right_inverse"):
@@ -68,20 +74,31 @@ class _Parametrized(Computed):
                     values = step.right_inverse(values)
                 except NotImplementedError:
                     continue  # as register_parametrization does: then, as where there is none, the original is what was there
-        values = [values] if isinstance(values, Tensor) else list(values)
-        return list(zip(self.parameters.values(), values, strict=True))
+        return [values] if isinstance(values, Tensor) else list(values)
 
-    def settle(self, key: Key) -> None:
+    def settle(self, key: Key, wholes: Callable[[], list[Tensor]]) -> None:
         norms = [step for step in self.list if hasattr(step, "_u") and hasattr(step, "_v")]
         for i, norm in enumerate(norms):
             _draw_vectors((norm._u, norm._v), key.fold_in(i))
         if norms:
             trained = {module: module.training for module in self.list.modules()}
             self.list.train()
-            for _ in range(_ITERATIONS):
-                _evaluated(self.list)
+            self._weight(wholes, _ITERATIONS)
             for module, training in trained.items():
                 module.training = training
+
+    def _weight(self, wholes: Callable[[], list[Tensor]], times: int = 1) -> Tensor:
+        """What it computes of the parameters, or, if these are sharded, of wholes in their place."""
+        sharded = any(map(is_sharded, self.originals.values()))
+        if sharded:
+            self.list._parameters.update(zip(self.originals, map(nn.Parameter, wholes()), strict=True))
+        try:
+            with torch.no_grad():
+                for _ in range(times):
+                    weight: Tensor = self.list()
+        finally:
+            self.list._parameters.update(self.originals)
+        return weight
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -96,11 +113,10 @@ class _WeightNorm(Computed):
         self.parameters = {hook.name + end: module._parameters[hook.name + end] for end in ("_g", "_v")}  # type: ignore[misc]
         self.like = self.parameters[hook.name + "_v"]
 
-    def inverted(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        g, v = self.parameters.values()
-        return [(g, torch.norm_except_dim(value, 2, self.hook.dim)), (v, value)]
+    def inverted(self, value: Tensor) -> list[Tensor]:
+        return [torch.norm_except_dim(value, 2, self.hook.dim), value]
 
-    def settle(self, key: Key) -> None:
+    def settle(self, key: Key, wholes: Callable[[], list[Tensor]]) -> None:
         setattr(self.module, self.hook.name, self.hook.compute_weight(self.module))
 
 
@@ -112,10 +128,10 @@ class _Original(Computed):
         self.like = module._parameters[name + "_orig"]  # type: ignore[assignment]
         self.parameters = {name + "_orig": self.like}
 
-    def inverted(self, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(self.like, value)]
+    def inverted(self, value: Tensor) -> list[Tensor]:
+        return [value]
 
-    def settle(self, key: Key) -> None:
+    def settle(self, key: Key, wholes: Callable[[], list[Tensor]]) -> None:
         setattr(self.module, self.name, self.recompute(key))
 
 
@@ -166,9 +182,3 @@ def _draw_vectors(vectors: tuple[Tensor, Tensor], key: Key) -> None:
         for name, vector in zip("uv", vectors, strict=True):
             normal_(vector, key=key.fold_in(name))
             vector.div_(vector.norm())
-
-
-def _evaluated(module: nn.Module) -> Tensor:
-    with torch.no_grad():
-        value: Tensor = module()
-    return value

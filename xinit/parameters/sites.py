@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
@@ -165,9 +165,9 @@ def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
     return list(sites.values())
 
 
-def some(names: Sequence[str], kind: str = "parameter") -> str:
+def some(names: Collection[str], kind: str = "parameter") -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return kind + "s" * (len(names) != 1) + " " + ", ".join(names[:5]) + more
+    return kind + "s" * (len(names) != 1) + " " + ", ".join([*names][:5]) + more
 
 
 def selected(

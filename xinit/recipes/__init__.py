@@ -19,6 +19,10 @@ constant, or compute, such as the weight of a norm that multiplies by 1 + w, a z
 model, is an error that names both values and the line that decides. So is a parameter of no module of ``torch.nn`` whose name
 says nothing, and a norm of another library of which it cannot be told whether it normalises at 1. Of random numbers by other
 random numbers a recipe says nothing: that is what it is for. A pattern of your own is never questioned.
+
+Of a model that comes out of ``to_empty``, and where nothing has written to parameters since they were made, constructors are run
+again, without memory, if they are known: those of transformers, timm and diffusers, and others all of whose arguments are
+attributes of the same names, with or without an underscore before. ``init_`` names the other classes in a warning.
 """
 
 from __future__ import annotations

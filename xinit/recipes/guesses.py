@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xinit._torch import without_modes
+from xinit._torch import local_tensor, without_modes
 from xinit.distributions import Distribution, What, constant
+from xinit.dtensor import is_sharded
 from xinit.parameters.names import version_of
 from xinit.parameters.plans import describe
-from xinit.parameters.sites import Site
+from xinit.parameters.sites import Site, emptied, never_written
 from xinit.recipes.own import Own, OwnInit
 from xinit.recipes.torch_modules import rule_of
 from xinit.subclasses import plain
@@ -38,7 +40,7 @@ class Judge:
     def __init__(self, model: nn.Module) -> None:
         self.own = OwnInit(model)
         self.model = model
-        self._set: dict[int, float] | None = None
+        self.in_doubt: dict[str, None] = {}  # the classes whose constructors may set what a recipe was let decide
 
     def problem(self, site: Site, what: What, recipe: str) -> str:
         """Why the recipe must not decide this parameter; "" if it may."""
@@ -48,21 +50,45 @@ class Judge:
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
         resolved = what.resolve(tuple(site.parameter.shape))
         own, complete = self.own.of(site.parameter)
-        if not complete and not _written(site.parameter):
+        told = complete or _written(site.parameter)
+        if not told:
             own = self.own.by_constructor(site.parameter) or own  # which may have called the methods, and gone on
         if own is not None and not agrees(own, resolved):
             return self._against(site, what, recipe, "its own init", own)
         if complete:
             return ""
-        if self._set is None:
-            self._set = _constants(filter(_written, self.model.parameters()))
-        value = self._set.get(id(site.parameter))
+        value = self._set.get(id(site.parameter)) if told or own is None else None
         if value is not None and not agrees(there := Own(constant(value)), resolved):
             return self._against(site, what, recipe, "and it was set to", there)
         problem = "" if own is not None else self._unfamiliar(site, resolved, recipe)
         if problem and _constants([site.parameter]).get(id(site.parameter)) == _constant(resolved) is not None:
             return ""  # it holds that already
+        if not (problem or told or site.parameter.is_meta) and self._emptied:
+            around = self.own.in_doubt(site.parameter)
+            if site.module in around and _constant(resolved) == 1.0 == identity(
+                site.module, site.name.rpartition(".")[2]
+            ):
+                around = tuple(module for module in around if module is not site.module)
+            self.in_doubt |= dict.fromkeys(type(module).__name__ for module in around)
         return problem
+
+    @cached_property
+    def _never_written(self) -> list[nn.Parameter]:
+        """Of the parameters of torch's modules, which write theirs as they are built."""
+        kinds: Any = {type(module) for module in self.model.modules()}
+        known = {kind for kind in kinds if rule_of(kind) is not None}
+        owned = (p for module in self.model.modules() if type(module) in known for p in module._parameters.values())
+        return [p for p in owned if p is not None and not p.is_meta and never_written(p)]
+
+    @cached_property
+    def _emptied(self) -> bool:
+        return emptied(self._never_written)
+
+    @cached_property
+    def _set(self) -> dict[int, float]:
+        """The values of those that were set to one; also before they were sharded or copied, and are others since."""
+        copied = [] if self._emptied else self._never_written
+        return _constants([*filter(_written, self.model.parameters()), *copied])
 
     @staticmethod
     def _against(site: Site, what: Distribution, recipe: str, who: str, own: Own) -> str:
@@ -145,22 +171,26 @@ def _way_out(site: Site, own: Own, recipe: str) -> str:
 
 
 def _constants(parameters: Iterable[nn.Parameter]) -> dict[int, float]:
-    """By id, the value of those of real, plain parameters whose elements, more than one, all have the same."""
-    alike: dict[Any, list[nn.Parameter]] = {}
+    """By id, the value of those of real, plain parameters whose elements, more than one and on this rank, all have the same."""
+    alike: dict[Any, list[tuple[int, Tensor]]] = {}
     for p in parameters:
-        real = plain(p) and not p.is_meta and not p.is_inference() and p.layout is torch.strided
-        if real and p.dtype.is_floating_point and p.numel() > 1 and p.untyped_storage().nbytes():
-            alike.setdefault((p.device, p.dtype), []).append(p)
+        real = plain(here := _here(p)) and not p.is_meta and not p.is_inference()
+        if real and p.dtype.is_floating_point and here.numel() > 1 and here.untyped_storage().nbytes():
+            alike.setdefault((p.device, p.dtype), []).append((id(p), here))
     found = {}
     with torch.no_grad():
         for (
             group
         ) in alike.values():  # a device is waited for once, and then for those whose first and last elements are equal
-            first, last = torch.stack([_ends(p) for p in group]).double().unbind(1)
-            for p, value, other in zip(group, first.tolist(), last.tolist(), strict=True):
-                if value == other and bool((p.double() if p.dtype.itemsize == 1 else p).eq(value).all()):
-                    found[id(p)] = value
+            first, last = torch.stack([_ends(here) for _, here in group]).double().unbind(1)
+            for (key, here), value, other in zip(group, first.tolist(), last.tolist(), strict=True):
+                if value == other and bool((here.double() if here.dtype.itemsize == 1 else here).eq(value).all()):
+                    found[key] = value
     return found
+
+
+def _here(parameter: Tensor) -> Tensor:
+    return local_tensor(parameter) if is_sharded(parameter) else parameter
 
 
 def _ends(parameter: Tensor) -> Tensor:
@@ -171,12 +201,8 @@ def _ends(parameter: Tensor) -> Tensor:
 
 def _written(parameter: nn.Parameter) -> bool:
     """Whether somebody wrote it, and it was not a recipe: memory of ``to_empty`` may be constant too."""
-    return (
-        plain(parameter)
-        and not parameter.is_inference()
-        and version_of(parameter) > 0
-        and parameter.__dict__.get("_xinit_set") != version_of(parameter)
-    )
+    version = version_of(parameter)
+    return not parameter.is_meta and version > 0 and parameter.__dict__.get("_xinit_set") != version
 
 
 def identity(module: nn.Module, leaf: str) -> float | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,15 +63,15 @@ class OwnInit:
     """What is known of a model's own initialisation, by parameter.
 
     Its code runs once, when it is first asked for: ``reset_parameters`` and ``_init_weights`` on a copy of the model without
-    memory, and a constructor of transformers, timm or diffusers where these leave something out. No random number is taken, and
-    an error in that code only means that nothing is known.
+    memory, and where these leave something out a constructor: of transformers, timm or diffusers, or another one whose arguments
+    attributes of the same names tell. No random number is taken, and an error in that code only means that nothing is known.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._known: dict[int, Own] | None = None
-        self._built: dict[int, dict[tuple[str, torch.Size], Own]] = {}
-        self._places: dict[int, tuple[nn.Module, Builder]] = {}
+        self._built: dict[int, dict[int, Own]] = {}
+        self._places: dict[int, Place] = {}
 
     def of(self, parameter: nn.Parameter) -> tuple[Own | None, bool]:
         """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
@@ -80,22 +81,32 @@ class OwnInit:
             return None, False
         if self._known is None:
             self._known = _by_methods(self.model)
-            built = [*pretrained(self.model), *made_by_timm(self.model), *made_by_diffusers(self.model)]
-            self._places = {id(p): (module, build) for module, build in built for p in module.parameters()}
-        own, (_, build) = self._known.get(id(parameter)), self._places.get(id(parameter), (None, None))
-        if own is None and build is _by_config:
+            self._places = _places_of(self.model)
+        own = self._known.get(id(parameter))
+        by_config = id(parameter) in self._places and self._places[id(parameter)].build is _by_config
+        if own is None and by_config:
             own = self.by_constructor(parameter)
-        return own, own is not None and build is _by_config
+        return own, own is not None and by_config
 
     def by_constructor(self, parameter: nn.Parameter) -> Own | None:
-        """What the constructor of the model that it is part of gives it, if that is one that is known how to build again."""
-        if id(parameter) not in self._places:
+        """What the constructor of the module that it is part of gives it, if that is one that is known how to build again."""
+        place = self._places.get(id(parameter))
+        if place is None or place.build is None:
             return None
-        module, build = self._places[id(parameter)]
+        module = place.module
         if id(module) not in self._built:
-            self._built[id(module)] = _rebuilt(module, build)
-        names = (canonical_name(name) for name, p in module.named_parameters() if p is parameter)
-        return self._built[id(module)].get((next(names), parameter.shape))
+            found = _rebuilt(module, place.build)
+            owns = ((id(p), found.get((canonical_name(name), p.shape))) for name, p in module.named_parameters())
+            self._built[id(module)] = {key: own for key, own in owns if own is not None}
+        return self._built[id(module)].get(id(parameter))
+
+    def in_doubt(self, parameter: nn.Parameter) -> tuple[nn.Module, ...]:
+        """The modules around it whose constructors may set it, and of which it is not known to what."""
+        place = self._places.get(id(parameter))
+        if place is None:
+            return ()
+        lost = place.build is not None and self.by_constructor(parameter) is None
+        return (*place.untold, *((place.module,) if lost else ()))
 
 
 def own_of(record: Record) -> Own | None:
@@ -129,6 +140,57 @@ def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
 Builder = Callable[[Any], nn.Module]
 
 
+class Place(NamedTuple):
+    """The outermost module around a parameter that can be built again, and how; and those around it of which that is not told."""
+
+    module: nn.Module
+    build: Builder | None
+    untold: tuple[nn.Module, ...]
+
+
+def _places_of(model: nn.Module) -> dict[int, Place]:
+    """By the parameters' ids."""
+    places: dict[int, Place] = {}
+    todo: list[tuple[nn.Module, tuple[nn.Module, ...]]] = [(model, ())]
+    while todo:
+        module, untold = todo.pop()
+        build, told = _builder(module)
+        untold = untold if told else (*untold, module)
+        for parameter in module._parameters.values() if build is None else module.parameters():
+            if parameter is not None:
+                places.setdefault(id(parameter), Place(module, build, untold))
+        if build is None:
+            todo += [(child, untold) for child in module._modules.values() if child is not None]
+    return places
+
+
+def _builder(module: Any) -> tuple[Builder | None, bool]:
+    """How a module is built again, if that is known; and whether nothing else is that its constructor may have done to it."""
+    if _is_pretrained(module):
+        return _by_config, True
+    if "_internal_dict" in module.__dict__ and hasattr(type(module), "from_config"):  # diffusers
+        return lambda module: type(module).from_config(module.config), True
+    if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
+        return _by_architecture, True  # but for its options
+    constructor: Any = type(module).__init__
+    if getattr(constructor, "__module__", "").startswith("torch."):
+        return None, True
+    try:
+        arguments = [*inspect.signature(constructor).parameters.items()][1:]
+    except (TypeError, ValueError):  # written in C
+        return None, False
+    given = {}
+    for name, argument in arguments:
+        given[name] = module.__dict__.get(name, module.__dict__.get(f"_{name}", _UNTOLD))
+        by_name = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+        if given[name] is _UNTOLD or not by_name or isinstance(given[name], Tensor | nn.Module):
+            return None, False
+    return lambda module: type(module)(**copy.deepcopy(given)), True
+
+
+_UNTOLD = object()
+
+
 def _by_config(module: Any) -> nn.Module:
     built: nn.Module = type(module)(copy.deepcopy(module.config))
     return built
@@ -140,45 +202,28 @@ def _by_architecture(module: Any) -> nn.Module:
     return built
 
 
-def _by_registered(module: Any) -> nn.Module:
-    built: nn.Module = type(module).from_config(module.config)
-    return built
+def _is_pretrained(module: Any) -> bool:
+    """Whether it is a model of transformers. By the class: a wrapper may pass attributes on."""
+    methods = "initialize_weights", "_init_weights"
+    return all(hasattr(type(module), name) for name in methods) and hasattr(module, "config")
 
 
-def pretrained(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
-    """The models of transformers in it, without those that are parts of others, and how each is built again."""
-    # By the class: a wrapper may pass attributes on.
-    if (
-        hasattr(type(model), "initialize_weights")
-        and hasattr(type(model), "_init_weights")
-        and hasattr(model, "config")
-    ):
-        yield model, _by_config
+def pretrained(model: nn.Module) -> Iterator[nn.Module]:
+    """The models of transformers in it, without those that are parts of others."""
+    if _is_pretrained(model):
+        yield model
     else:
         for child in model.children():
             yield from pretrained(child)
 
 
-def made_by_timm(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
-    """The models of timm in it, and how each is built again, but for the options that it was built with."""
-    for module in model.modules():
-        if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
-            yield module, _by_architecture
-
-
-def made_by_diffusers(model: nn.Module) -> Iterator[tuple[nn.Module, Builder]]:
-    """The models of diffusers in it, which register what their constructors were given, and how each is built again."""
-    for module in model.modules():
-        if "_internal_dict" in module.__dict__ and hasattr(type(module), "from_config"):
-            yield module, _by_registered
-
-
 @contextmanager
 def _apart() -> Iterator[None]:
-    """For code that is run to see what it would do: no warnings, no mode, no generator sees anything of it."""
+    """For code that is run to see what it would do: no output, no warnings, no mode, no generator sees anything of it."""
     numpy: Any = sys.modules.get("numpy")
     with ExitStack() as stack:
         stack.enter_context(without_modes())
+        stack.enter_context(redirect_stdout(io.StringIO()))
         states = random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
         try:
             if torch.get_default_device().type != "cpu":
@@ -234,7 +279,7 @@ def _rebuilt(module: nn.Module, build: Builder) -> dict[tuple[str, torch.Size], 
 
 def _methods(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any], object]]]:
     """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor."""
-    theirs = [module for module, _ in pretrained(model)]
+    theirs = [*pretrained(model)]
     inside = {id(part) for module in theirs for part in module.modules()}
     others = [module for module in model.modules() if id(module) not in inside]
     for module in reversed(others):
