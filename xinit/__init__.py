@@ -89,7 +89,8 @@ if TYPE_CHECKING:
     from xinit.lazy.accelerate import accelerate
     from xinit.lazy.context import deferred
     from xinit.lazy.materialize import audit, materialize_
-    from xinit.models.apply import fingerprint, init_, plan
+    from xinit.models.apply import init_, plan
+    from xinit.models.fingerprint import fingerprint
     from xinit.parameters.plans import Plan, Row
     from xinit.parameters.sites import unwritten
 
@@ -100,7 +101,7 @@ _ROOMS = {
     "critical": "insight.theory",
     "deferred": "lazy.context",
     "diagnose": "insight.diagnose",
-    "fingerprint": "models.apply",
+    "fingerprint": "models.fingerprint",
     "init_": "models.apply",
     "materialize_": "lazy.materialize",
     "parallel": "parallel",

@@ -6,6 +6,7 @@ but of any dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,10 +23,15 @@ from xinit.window import Window
 _torch_constant_, _torch_ones_, _torch_zeros_ = init.constant_, init.ones_, init.zeros_
 
 
-def _fill(op: str, tensor: Tensor, value: Any) -> Tensor:
+def _fill(op: str, torchs: Callable[..., Tensor], tensor: Tensor, value: Any, *arguments: Any) -> Tensor:
+    if left_alone(op, getattr(init, op), tensor, *arguments):
+        return tensor
+    if not (is_sharded(tensor) or wraps(tensor)):
+        check_tensor(op, tensor)
+        return torchs(tensor, *arguments)
     with torch.no_grad():
-        for part in parts_of(op, tensor):
-            part.tensor.fill_(value)
+        for part, _ in parts_of(op, tensor):
+            part.fill_(value)
     torch.autograd.graph.increment_version(tensor)  # the fills have moved on that of the local tensor
     return tensor
 
@@ -42,12 +48,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
         >>> xinit.constant_(torch.empty(2), 0.5)
         tensor([0.5000, 0.5000])
     """
-    if left_alone("constant_", init.constant_, tensor, val):
-        return tensor
-    if is_sharded(tensor) or wraps(tensor):
-        return _fill("constant_", tensor, val)
-    check_tensor("constant_", tensor)
-    return _torch_constant_(tensor, val)
+    return _fill("constant_", _torch_constant_, tensor, val, val)
 
 
 def ones_(tensor: Tensor) -> Tensor:
@@ -58,12 +59,7 @@ def ones_(tensor: Tensor) -> Tensor:
         >>> xinit.ones_(torch.empty(2))
         tensor([1., 1.])
     """
-    if left_alone("ones_", init.ones_, tensor):
-        return tensor
-    if is_sharded(tensor) or wraps(tensor):
-        return _fill("ones_", tensor, 1.0)
-    check_tensor("ones_", tensor)
-    return _torch_ones_(tensor)
+    return _fill("ones_", _torch_ones_, tensor, 1.0)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -74,12 +70,7 @@ def zeros_(tensor: Tensor) -> Tensor:
         >>> xinit.zeros_(torch.empty(2))
         tensor([0., 0.])
     """
-    if left_alone("zeros_", init.zeros_, tensor):
-        return tensor
-    if is_sharded(tensor) or wraps(tensor):
-        return _fill("zeros_", tensor, 0.0)
-    check_tensor("zeros_", tensor)
-    return _torch_zeros_(tensor)
+    return _fill("zeros_", _torch_zeros_, tensor, 0.0)
 
 
 def eye_(tensor: Tensor, *, window: Window | None = None) -> Tensor:
@@ -135,21 +126,21 @@ def dirac_(tensor: Tensor, groups: int = 1, *, window: Window | None = None) -> 
     parts = parts_of("dirac_", tensor, window)
     if tensor.dim() not in (3, 4, 5):
         raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
-    if groups < 1 or parts[0].whole[0] % groups:
+    if groups < 1 or parts[0][1].global_shape[0] % groups:
         raise ValueError("dim 0 must be divisible by groups")
     return _write_diagonals(tensor, parts, groups)
 
 
 def _write_diagonals(tensor: Tensor, parts: list[Part], groups: int) -> Tensor:
-    for part in parts:
-        if any(size > 1 and not step for size, step in zip(part.tensor.shape, part.tensor.stride(), strict=True)):
+    for part, _ in parts:
+        if any(size > 1 and not step for size, step in zip(part.shape, part.stride(), strict=True)):
             raise RuntimeError(
                 "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
                 "Please clone() the tensor before performing the operation."
             )
     with torch.no_grad():
-        for part in parts:
-            write_diagonals(part, groups)
+        for part, where in parts:
+            write_diagonals(part, where, groups)
     if is_sharded(tensor) or wraps(tensor):
         torch.autograd.graph.increment_version(tensor)  # the fills have moved on that of the local tensor
     return tensor

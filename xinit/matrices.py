@@ -24,7 +24,7 @@ from xinit.distributions import DTYPES, Distribution, factory, numbers, refuse
 from xinit.dtensor import is_sharded, view
 from xinit.guards import check_can_wait, left_alone
 from xinit.keys import Key
-from xinit.parts import Part, centre_of, parts_of, write_diagonals
+from xinit.parts import centre_of, parts_of, write_diagonals
 from xinit.subclasses import held, wraps
 from xinit.window import Window
 
@@ -143,17 +143,15 @@ class Matrix(Distribution):
         with torch.no_grad():
             values = self._values(like, place)
             for tensor, window in parts:
-                wholes = tuple(window.global_shape)
-                if self.name not in ("orthogonal", "sparse") and wholes == self.shape:
-                    self._write(Part(tensor, self.shape, tuple(window.offsets)), values)
+                if self.name not in ("orthogonal", "sparse") and window.global_shape == self.shape:
+                    self._write(tensor, window, values)
                     continue
+                whole = values
                 if self.name not in ("orthogonal", "sparse"):  # a part of it flattened, or stacked
                     whole = like.new_empty(self.shape)
-                    self._write(Part(whole, self.shape, (0,) * len(self.shape)), values)
-                else:
-                    assert values is not None
-                    whole = values
-                here = view(whole.reshape(wholes), window.offsets, tuple(tensor.shape))
+                    self._write(whole, Window(self.shape, (0,) * len(self.shape)), values)
+                assert whole is not None
+                here = view(whole.reshape(tuple(window.global_shape)), window.offsets, tuple(tensor.shape))
                 if self.name == "sparse":
                     _as_bits(tensor).masked_fill_(here, 0)
                 else:
@@ -173,15 +171,15 @@ class Matrix(Distribution):
             return _orthogonal(rows, self.shape[1], self.parameters[0], like, place)
         return None
 
-    def _write(self, part: Part, values: Tensor | None) -> None:
+    def _write(self, tensor: Tensor, window: Window, values: Tensor | None) -> None:
         """What is in the centre of a kernel, or on a diagonal."""
         if values is None:
-            write_diagonals(part, self.groups, self.parameters[0])
+            write_diagonals(tensor, window, self.groups, self.parameters[0])
             return
-        part.tensor.zero_()
-        centre = centre_of(part)
+        tensor.zero_()
+        centre = centre_of(tensor, window)
         if centre is not None:
-            centre.copy_(view(values, part.offsets[:2], tuple(centre.shape)))
+            centre.copy_(view(values, window.offsets[:2], tuple(centre.shape)))
 
     def __str__(self) -> str:
         """In a plan's words."""
@@ -427,7 +425,7 @@ def _fill_matrix(
     if left_alone(op, function, tensor, *arguments):
         return tensor
     parts, values = parts_of(op, tensor, window), held(tensor, f"{op}: tensor")
-    matrix = what.resolve(parts[0].whole)
+    matrix = what.resolve(parts[0][1].global_shape)
     if tensor.dtype not in DTYPES:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise NotImplementedError(f"{op}: not implemented for {tensor.dtype}; supported are {supported}")
@@ -449,16 +447,13 @@ def _fill_matrix(
     else:
         fill("normal_", None, tensor, (0.0, 0.0), None, key or Key(0), window)
 
-    def finish(source: Source) -> None:
-        matrix.finish_([(part.tensor, Window(part.whole, part.offsets)) for part in parts], source)
-
     if key is not None:
-        finish(lambda: {"key": key.fold_in(0).words})
+        matrix.finish_(parts, lambda: {"key": key.fold_in(0).words})
     elif is_sharded(values) and tensor.numel() and not tensor.is_meta:
         with one_key(op, values, generator) as drawn:
-            finish(lambda: {"key": drawn.words})
+            matrix.finish_(parts, lambda: {"key": drawn.words})
     else:
-        finish(lambda: {"generator": generator})
+        matrix.finish_(parts, lambda: {"generator": generator})
     if is_sharded(tensor) or wraps(tensor):
         torch.autograd.graph.increment_version(tensor)
     return tensor

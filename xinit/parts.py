@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -13,15 +11,7 @@ from xinit.guards import check_kept
 from xinit.subclasses import held
 from xinit.window import Window
 
-Shape = tuple[int, ...]
-
-
-class Part(NamedTuple):
-    """A tensor that is here, and where it begins in a whole of that shape."""
-
-    tensor: Tensor
-    whole: Shape
-    offsets: Shape
+Part = tuple[Tensor, Window]  # a tensor that is here, and which part of the whole
 
 
 def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part]:
@@ -36,13 +26,11 @@ def parts_of(op: str, tensor: Tensor, window: Window | None = None) -> list[Part
     check_tensor(op, tensor)
     tensor = held(tensor, f"{op}: tensor")
     if not is_sharded(tensor):
-        where = _checked(op, tensor, window)
-        return [Part(tensor, tuple(where.global_shape), tuple(where.offsets))]
+        return [(tensor, _checked(op, tensor, window))]
     if window is not None:
         raise ValueError(f"{op}: a DTensor knows which part of the whole it is, so it takes no window")
     check_view(tensor, op)
-    whole = tuple(tensor.shape)
-    return [Part(part, whole, tuple(where.offsets) if where else ()) for part, where in pieces(tensor, op)]
+    return [(part, where) for part, where in pieces(tensor, op) if where is not None]
 
 
 def check_tensor(op: str, tensor: Tensor) -> None:
@@ -70,26 +58,25 @@ def _checked(op: str, tensor: Tensor, window: Window | None) -> Window:
     return window
 
 
-def write_diagonals(part: Part, groups: int = 1, value: float = 1.0) -> None:
+def write_diagonals(tensor: Tensor, where: Window, groups: int = 1, value: float = 1.0) -> None:
     """Zeros, but for what is here of each group's diagonal, in the centre of the kernel."""
-    part.tensor.zero_()
-    centre = centre_of(part)
+    tensor.zero_()
+    centre = centre_of(tensor, where)
     if centre is None:
         return
-    rows, columns = part.whole[0] // groups, part.whole[1]
-    top, left = part.offsets[:2]
+    rows, columns = where.global_shape[0] // groups, where.global_shape[1]
+    top, left = where.offsets[:2]
     for group in range(groups):
         start, stop = max(group * rows, top), min((group + 1) * rows, top + centre.shape[0])
         if start < stop and start - group * rows < columns:
             centre[start - top : stop - top].diagonal(start - group * rows - left).fill_(value)
 
 
-def centre_of(part: Part) -> Tensor | None:
+def centre_of(tensor: Tensor, where: Window) -> Tensor | None:
     """The matrix at position ``size // 2`` of a kernel, as much of it as is here, if any."""
-    matrix = part.tensor
-    for whole, offset, size in zip(part.whole[2:], part.offsets[2:], part.tensor.shape[2:], strict=True):
+    for whole, offset in zip(where.global_shape[2:], where.offsets[2:], strict=True):
         at = whole // 2 - offset
-        if not 0 <= at < size:
+        if not 0 <= at < tensor.shape[2]:
             return None
-        matrix = matrix.select(2, at)
-    return matrix
+        tensor = tensor.select(2, at)
+    return tensor

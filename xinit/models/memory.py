@@ -1,0 +1,105 @@
+"""Whether all of a model's parameters are there, to be written to and read from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from xinit.distributions import DTYPES
+from xinit.dtensor import is_sharded, local_of
+from xinit.parallel.ranks import reshard
+from xinit.parameters.sites import Site, sites_of, some
+from xinit.subclasses import held, holds_tensors, plain
+
+
+def sharded_sites(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
+    """Of a model with its parameters in shards, if it is sharded."""
+    if isinstance(model, nn.Module):
+        fully_sharded = sys.modules.get("torch.distributed.fsdp")
+        if fully_sharded and any(isinstance(m, fully_sharded.FullyShardedDataParallel) for m in model.modules()):
+            raise NotImplementedError(
+                f"{op}: FullyShardedDataParallel keeps parameters in flat pieces without their shapes: call {op} before it "
+                f"wraps the model, or use torch.distributed.fsdp.fully_shard"
+            )
+        reshard(model)
+    return sites_of(model, op, computed)
+
+
+def check_memory(op: str, sites: Iterable[Site]) -> None:
+    """Whether all of them are there to be written to and read from."""
+    meta, empty, owners = [], [], dict[tuple[torch.device, int], str]()
+    for site in sites:
+        name = site.name
+        parameter: Tensor = site.parameter
+        if parameter.is_meta:
+            meta.append(name)
+            continue
+        parameter = held(parameter, f"{op}: parameter {name}")
+        if is_sharded(parameter):
+            parameter, boxes = local_of(parameter, f"{op}: parameter {name}")
+            if not boxes and site.parameter.numel():
+                continue  # all of its elements are on other ranks
+        if holds_tensors(parameter):
+            kind = type(parameter).__name__
+            raise NotImplementedError(
+                f"{op}: parameter {name} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
+            )
+        elif parameter.layout is not torch.strided:
+            raise NotImplementedError(
+                f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"
+            )
+        elif parameter.dtype not in DTYPES:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
+        elif parameter.numel() == 0 and _empty_by_shape(site):
+            continue
+        elif not plain(parameter):
+            continue  # fake: a shape and a dtype, but no memory to share
+        elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
+            empty.append(name)
+        else:
+            owner = owners.setdefault((parameter.device, parameter.data_ptr()), name)
+            if owner is not name:
+                raise ValueError(
+                    f"{op}: {owner} and {name} are two parameters, but share their memory: tie them, or clone one"
+                )
+    if meta:
+        raise RuntimeError(
+            f"{op}: {some(meta)} on the meta device, without memory: call model.to_empty(device=...) first, or use "
+            f"xinit.deferred and xinit.materialize_"
+        )
+    if empty:
+        raise RuntimeError(
+            f"{op}: {some(empty)} without elements: has a sharding wrapper released the memory? Initialise the model before "
+            f"it is wrapped, or skip= them"
+        )
+
+
+_SIZES = (
+    *(
+        "out_features",
+        "out_channels",
+        "num_features",
+        "num_channels",
+        "num_parameters",
+        "normalized_shape",
+        "embed_dim",
+    ),
+    "hidden_size",
+)
+
+
+def _empty_by_shape(site: Site) -> bool:
+    """Whether it is for its module to have no elements there, not for a sharding wrapper, which leaves one dimension."""
+    if hasattr(site.parameter, "ds_id"):  # DeepSpeed's, which ZeRO has taken to other ranks
+        return False
+    sizes = [getattr(site.module, name, None) for name in _SIZES]
+    others = [p for p in site.module._parameters.values() if p is not None]
+    return (
+        site.parameter.dim() > 1
+        or any(size == 0 if isinstance(size, int) else isinstance(size, tuple) and 0 in size for size in sizes)
+        or any(other.dim() > 1 and 0 in other.shape for other in others)
+    )
