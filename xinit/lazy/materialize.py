@@ -22,7 +22,7 @@ from xinit.keys import Key
 from xinit.lazy.late import Late, own_class, release
 from xinit.lazy.shards import Shard, holds_deferred, is_raw_shard, let_go, whole_of, written_unseen
 from xinit.parallel.ranks import Ranks, offloaded
-from xinit.parameters.names import canonical_name, tensors_of, version_of
+from xinit.parameters.names import canonical_name, modules_of, tensors_of, version_of
 from xinit.parameters.sites import known_unwritten, mark_unwritten, some
 from xinit.parameters.table import fold, table
 from xinit.parameters.writes import Write, fill_writes_
@@ -111,12 +111,12 @@ def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], di
 def _set_later(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What modules hold as attributes since the context, made of what has no memory."""
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for _, prefix, (*_, module) in modules_of(model):
         known = {id(tensor) for _, tensor in module.__dict__.get("_xinit_held", ())}
         for name, value in module.__dict__.items():
             if isinstance(value, Late) and id(value) not in known | seen:
                 seen.add(id(value))
-                yield canonical_name(f"{path}.{name}" if path else name), value  # type: ignore[misc]
+                yield prefix + name, value  # type: ignore[misc]
 
 
 _OUTSIDE = "on the meta device, built outside of deferred()"

@@ -15,7 +15,7 @@ from xinit.models.buffers import Buffers, buffers_of
 from xinit.models.memory import check_memory, sharded_sites
 from xinit.models.steps import Rulebook, do, refuse
 from xinit.parallel.ranks import Ranks
-from xinit.parameters.names import canonical_name
+from xinit.parameters.names import canonical_name, modules_of
 from xinit.parameters.plans import Plan
 from xinit.parameters.sites import (
     Patterns,
@@ -222,12 +222,12 @@ def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence
 def _untied(model: nn.Module) -> list[str]:
     """Parameters that ``to_empty`` has untied, as far as a model of transformers says which belong together."""
     found = []
-    for path, module in model.named_modules():
+    for _, prefix, (*_, module) in modules_of(model):
         for name, source in (module.__dict__.get("all_tied_weights_keys") or {}).items():
             try:
                 pair = module.get_parameter(name), module.get_parameter(source)
             except AttributeError:
                 continue
             if pair[0] is not pair[1] and all(map(never_written, pair)):
-                found.append(canonical_name(f"{path}.{name}" if path else name))
+                found.append(prefix + canonical_name(name))
     return list(dict.fromkeys(found))

@@ -17,7 +17,7 @@ from xinit._torch import NormBase, not_persistent
 from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
-from xinit.parameters.names import canonical_name
+from xinit.parameters.names import modules_of
 from xinit.parameters.sites import Place, Site, emptied, known_unwritten, mark_unwritten, never_written
 from xinit.recipes.torch_modules import resets_as, rule_of
 
@@ -163,21 +163,11 @@ class _Parameters:
 def buffers_of(model: nn.Module, meta: bool = False) -> Iterator[Buffer]:
     """Those with elements and memory, or on the meta device, if these are wanted too; each once."""
     seen: set[int] = set()
-    todo: list[tuple[str, tuple[nn.Module, ...]]] = [("", (model,))]
-    while todo:
-        prefix, path = todo.pop()
-        module = path[-1]
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        for leaf, tensor in module._buffers.items():
+    for _, prefix, path in modules_of(model):
+        for leaf, tensor in path[-1]._buffers.items():
             if tensor is not None and (meta or not tensor.is_meta) and id(tensor) not in seen and tensor.numel():
                 seen.add(id(tensor))
-                yield Buffer(canonical_name(prefix + leaf), leaf, tensor, path)
-        children = [
-            (f"{prefix}{part}.", (*path, child)) for part, child in module._modules.items() if child is not None
-        ]
-        todo += reversed(children)
+                yield Buffer(prefix + leaf, leaf, tensor, path)
 
 
 def as_floats(tensor: Tensor, name: str) -> Tensor:

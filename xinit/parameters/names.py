@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -30,6 +30,24 @@ def canonical_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def modules_of(model: nn.Module, tied: bool = False) -> Iterator[tuple[str, str, tuple[nn.Module, ...]]]:
+    """The modules of a model, outer ones first: what the names of one's parameters begin with, with wrappers' parts and without,
+    and the modules that it is in, itself the last. Each once; or, if asked for, under all of its names."""
+    seen: set[int] = set()
+    todo: list[tuple[str, str, tuple[nn.Module, ...]]] = [("", "", (model,))]
+    while todo:
+        full, prefix, path = todo.pop()
+        module = path[-1]
+        if id(module) in seen:
+            continue
+        if not tied:
+            seen.add(id(module))
+        yield full, prefix, path
+        for part, child in reversed(module._modules.items()):
+            if child is not None and all(child is not outer for outer in path):
+                todo.append((f"{full}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", (*path, child)))
+
+
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """A model's parameters and then its buffers, each once, with the first of its names, without wrappers' parts; and then what
     else :func:`xinit.deferred` has found its modules to hold.
@@ -40,30 +58,21 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     parameters: dict[str, tuple[str, Tensor]] = {}
     buffers: list[tuple[str, Tensor]] = []
     others: list[tuple[str, Tensor]] = []
-    seen: set[Any] = set()
-    todo = [("", "", model)]  # the path, that without wrappers' parts, and the module; the next one last
-    while todo:
-        path, prefix, module = todo.pop()
-        if module in seen:
-            continue
-        seen.add(module)
+    seen: set[int] = set()
+    for full, prefix, (*_, module) in modules_of(model):
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                name = prefix + leaf
-                if name in parameters:
-                    full = parameters[name][0], path + leaf
-                    raise ValueError(f"parameters {' and '.join(full)} are both {name} without wrappers' parts")
-                parameters[name] = path + leaf, parameter
+                other, _ = parameters.setdefault(prefix + leaf, (full + leaf, parameter))
+                if other != full + leaf:
+                    raise ValueError(
+                        f"parameters {other} and {full}{leaf} are both {prefix}{leaf} without wrappers' parts"
+                    )
         for leaf, buffer in module._buffers.items():
             if buffer is not None and id(buffer) not in seen:
                 seen.add(id(buffer))
                 buffers.append((prefix + leaf, buffer))
-        for name, tensor in module.__dict__.get("_xinit_held", ()):
-            others.append((prefix + name, tensor))
-        for part, child in reversed(module._modules.items()):
-            if child is not None:
-                todo.append((f"{path}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", child))
+        others += [(prefix + name, tensor) for name, tensor in module.__dict__.get("_xinit_held", ())]
     rest = [(name, tensor) for name, tensor in others if id(tensor) not in seen]
     return [*((name, parameter) for name, (_, parameter) in parameters.items()), *buffers, *rest]
 

@@ -17,7 +17,7 @@ from xinit._torch import local_tensor
 from xinit.dtensor import is_sharded
 from xinit.guards import loaded
 from xinit.parameters.computed import Computed, computed_of
-from xinit.parameters.names import canonical_name, version_of
+from xinit.parameters.names import modules_of, version_of
 from xinit.subclasses import plain
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -132,13 +132,12 @@ def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
     sites: dict[int, Site] = {}
     named: dict[str, Site] = {}
     parts: set[str] = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = canonical_name(path)
+    for _, prefix, (*_, module) in modules_of(model, tied=True):
         weights = computed_of(module) if computed else {}
-        parts |= {f"{prefix}.{leaf}" if prefix else leaf for weight in weights.values() for leaf in weight.parameters}
+        parts |= {prefix + leaf for weight in weights.values() for leaf in weight.parameters}
         here: list[tuple[str, nn.Parameter | None]] = [*module._parameters.items()]
         for leaf, parameter in [*((leaf, weight.like) for leaf, weight in weights.items()), *here]:
-            name = f"{prefix}.{leaf}" if prefix else leaf
+            name = prefix + leaf
             if parameter is None or name in parts:
                 continue
             site = sites.get(id(parameter))
@@ -146,17 +145,12 @@ def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
                 site = sites[id(parameter)] = Site(name, parameter, module, computed=weights.get(leaf))
             elif name not in site.names:
                 site.tied += (name,)
-            other = named.setdefault(name, site)
-            if other is not site:
+            if named.setdefault(name, site) is not site:
                 raise ValueError(
                     f"{op}: two parameters are both called {name}, apart from wrappers' parts of their names"
                 )
-            if (
-                leaf == "weight"
-                and isinstance(module, nn.Embedding | nn.EmbeddingBag)
-                and module.padding_idx is not None
-            ):
-                site.padding = module.padding_idx
+            if leaf == "weight" and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                site.padding = site.padding if module.padding_idx is None else module.padding_idx
     lazy = [site.name for site in sites.values() if is_lazy(site.parameter)]
     if lazy:
         raise ValueError(
