@@ -75,7 +75,15 @@ def test_help_names_what_there_is():
         found = "".join(name)
         assert found in ("help", "fold_in") or hasattr(xinit, found), found
     listed = pydoc.plain(pydoc.render_doc(xinit.recipes)).split("FUNCTIONS")[1]
-    assert re.findall(r"^    (\w+)\(", listed, re.MULTILINE) == ["gpt2", "llama", "mup", "torch", "vit"]
+    assert re.findall(r"^    (\w+)\(", listed, re.MULTILINE) == [
+        "gpt2",
+        "kaiming",
+        "llama",
+        "mup",
+        "torch",
+        "vit",
+        "xavier",
+    ]
     assert "CLASSES" not in pydoc.render_doc(xinit.recipes)
 
 

@@ -84,6 +84,7 @@ from xinit.window import Window
 if TYPE_CHECKING:
     from xinit import parallel, recipes
     from xinit.insight.diagnose import diagnose
+    from xinit.insight.lsuv import lsuv_
     from xinit.insight.recommend import recommend
     from xinit.insight.theory import critical, theory
     from xinit.lazy.accelerate import accelerate
@@ -103,6 +104,7 @@ _ROOMS = {
     "diagnose": "insight.diagnose",
     "fingerprint": "models.fingerprint",
     "init_": "models.apply",
+    "lsuv_": "insight.lsuv",
     "materialize_": "lazy.materialize",
     "parallel": "parallel",
     "plan": "models.apply",
@@ -149,6 +151,7 @@ __all__ = [
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
+    "lsuv_",
     "materialize_",
     "normal",
     "normal_",

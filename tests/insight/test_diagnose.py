@@ -3,8 +3,12 @@ nothing stays behind."""
 
 import copy
 import json
+import os
 import random
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -339,6 +343,27 @@ def test_memory_and_time():
     seen = watched("diagnose", model, (x,), {}, backward=True)
     held = sum(tensor.numel() for tensor in seen.meter._sums)
     assert held < 30 * 31
+
+
+def test_the_command(tmp_path):
+    """As a subprocess, on a model of the user's: the report, a picture, and a status that says whether it is sound."""
+    deep = "def Net(depth): return nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(16, 16), nn.ReLU())))"
+    (tmp_path / "mine.py").write_text(f"from torch import nn\n\n{deep}\n")
+    command = [sys.executable, "-m", "xinit", "diagnose"]
+    here = {"env": os.environ | {"PYTHONPATH": str(Path(xinit.__file__).parents[1])}, "cwd": tmp_path}
+    ran = partial(subprocess.run, capture_output=True, text=True, **here)
+    run = ran([*command, "mine:Net", "depth=20", "--input", "32x16", "--plot", "net.png"])
+    assert (run.returncode, run.stderr) == (1, "")
+    assert run.stdout.startswith("Sequential: 20 layers with weights; 1 flag: vanishing\n")
+    assert (tmp_path / "net.png").exists()
+    run = ran([*command, "mine:Net", "depth=20", "--input", "32x16", "--recipe", "kaiming"])
+    assert (run.returncode, run.stderr) == (0, "")
+    run = ran([*command, "mine:Net", "depth=2", "--input", "32x15"])
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("xinit: error: diagnose Sequential: mat1 and mat2")
+    assert run.stderr.count("\n") == 1
+    run = ran([*command, "mine:Net", "depth=2", "--input", "32x0"])
+    assert (run.returncode, run.stderr[:55]) == (2, "xinit: error: argument --input/-i: 32x0 is no shape suc")
 
 
 def test_pictures_of_flags(tmp_path):

@@ -7,7 +7,8 @@ A recipe is any of
   type, or of a subclass, owns itself), or a predicate ``(name, parameter, module) -> bool``. A value is a
   :class:`xinit.Distribution`, :func:`xinit.blocks`, :func:`xinit.rows`, or a function
   ``(name, parameter, module)`` that gives one, or None to leave the parameter to the patterns that follow;
-- the name of one of the functions below, for what it returns by default: "torch", "gpt2", "llama", "vit", "mup";
+- the name of one of the functions below, for what it returns by default: "torch", "xavier", "kaiming", "gpt2",
+  "llama", "vit", "mup";
 - a function from the model to a recipe, for what depends on the whole model, such as the number of layers;
 - a sequence of recipes, of which the earlier go first: ``[{"lm_head.weight": xinit.zeros()}, "llama"]``.
 
@@ -39,9 +40,11 @@ from xinit._torch import ConvNd
 from xinit.distributions import Distribution, What, normal, ones, trunc_normal, variance_scaling, xavier_uniform, zeros
 from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import Pattern, Predicate, depths, predicate
+from xinit.recipes.following import gains
 from xinit.recipes.torch_modules import resets_as, rule_of
+from xinit.scaling import ScalingDistribution
 
-__all__ = ["gpt2", "llama", "mup", "torch", "vit"]
+__all__ = ["gpt2", "kaiming", "llama", "mup", "torch", "vit", "xavier"]
 
 Value = What | Callable[[str, nn.Parameter, nn.Module], What | None]
 Rules = Mapping[Any, Value]
@@ -355,6 +358,73 @@ def mup(
     return rules
 
 
+def xavier(distribution: ScalingDistribution = "uniform", activations: Mapping[str, str] | None = None) -> Recipe:
+    """Xavier, or Glorot: every matrix with variance gain² · 2 / (fan_in + fan_out), by the gain of the activation that follows.
+
+    Biases are zero, norms one and zero, embeddings standard normal. A matrix that is not known to be followed by an activation
+    has gain 1.
+
+    Args:
+        distribution: "uniform", "normal" or "truncated_normal".
+        activations: what follows, by the names of weights: ``xinit.recommend(model, batch).activations`` has seen it. By default
+            the order of modules tells; in a model without activations that are modules, ReLU follows each matrix but the last.
+
+    Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, equation 16.
+
+    Example:
+        >>> import torch, xinit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(30, 70), torch.nn.Tanh(), torch.nn.Linear(70, 30))
+        >>> [round(row.std / 0.02**0.5, 4) for row in xinit.plan(model, "xavier", only="*.weight").rows]
+        [1.6667, 1.0]
+    """
+    return _classic("xavier", "fan_avg", distribution, activations)
+
+
+def kaiming(distribution: ScalingDistribution = "normal", activations: Mapping[str, str] | None = None) -> Recipe:
+    """Kaiming, or He: every matrix with variance gain² / fan_in, by the gain of the activation that follows it.
+
+    All else is as for :func:`xavier`, and so are the arguments.
+
+    Source: He et al., "Delving deep into rectifiers", 2015, equation 10.
+
+    Example:
+        >>> import torch, xinit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 10))
+        >>> [round(row.std, 4) for row in xinit.plan(model, "kaiming", only="*.weight").rows]
+        [0.2, 0.1414]
+    """
+    return _classic("kaiming", "fan_in", distribution, activations)
+
+
+def _classic(
+    recipe: str, mode: str, distribution: ScalingDistribution, activations: Mapping[str, str] | None
+) -> Recipe:
+    variance_scaling(1.0, "fan_in", distribution)  # which says what is wrong with it
+
+    def rules(model: nn.Module) -> Rules:
+        known = gains(model, activations)
+
+        def weight(name: str, parameter: nn.Parameter, module: nn.Module) -> Distribution | None:
+            unit = _fan_in_normal(name.rpartition(".")[2], module)
+            if unit is None and parameter.dim() != 2:
+                return None
+            unit = unit or variance_scaling(1.0, "fan_in", "normal")
+            return replace(unit, name=distribution, fan=mode, parameters=(known.get(name, 1.0),))
+
+        return Known(
+            recipe,
+            {
+                nn.Module: _norm,
+                _bias: zeros(),
+                nn.Embedding: normal(),
+                nn.EmbeddingBag: normal(),
+                _matrix: weight,
+            },
+        )
+
+    return rules
+
+
 def _fan_in_normal(leaf: str, module: nn.Module) -> Distribution | None:
     """N(0, 1 / fan_in) for the weights of which it is known which axes are the inputs."""
     if isinstance(module, ConvNd) and leaf == "weight":
@@ -368,4 +438,7 @@ def _fan_in_normal(leaf: str, module: nn.Module) -> Distribution | None:
     return variance_scaling(1.0, "fan_in", "normal") if linear or recurrent or attention else None
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"torch": torch, "gpt2": gpt2, "llama": llama, "vit": vit, "mup": mup}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    **{"torch": torch, "xavier": xavier, "kaiming": kaiming},
+    **{"gpt2": gpt2, "llama": llama, "vit": vit, "mup": mup},
+}
