@@ -500,7 +500,11 @@ def test_a_recipe_is_a_name_a_mapping_a_function_or_a_sequence():
 @pytest.mark.parametrize(
     ("recipe", "error", "words"),
     [
-        ("gpt3", ValueError, r"unknown recipe 'gpt3'; the known ones are torch, xavier, kaiming, gpt2, llama, vit, mup"),
+        (
+            "gpt3",
+            ValueError,
+            r"unknown recipe 'gpt3'; the known ones are torch, xavier, kaiming, gpt2, llama, vit, mup",
+        ),
         (3, TypeError, r"a recipe must be a name, a mapping .* but found 3"),
         (nn.Linear, TypeError, r"a recipe must be"),
         ({"*": 0.02}, TypeError, r"for 0\.weight it gives 0\.02"),

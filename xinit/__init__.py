@@ -83,6 +83,7 @@ from xinit.window import Window
 
 if TYPE_CHECKING:
     from xinit import parallel, recipes
+    from xinit.insight.coordinates import coordinate_check
     from xinit.insight.diagnose import diagnose
     from xinit.insight.lsuv import lsuv_
     from xinit.insight.recommend import recommend
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "accelerate": "lazy.accelerate",
     "audit": "lazy.materialize",
+    "coordinate_check": "insight.coordinates",
     "critical": "insight.theory",
     "deferred": "lazy.context",
     "diagnose": "insight.diagnose",
@@ -132,6 +134,7 @@ __all__ = [
     "calculate_gain",
     "constant",
     "constant_",
+    "coordinate_check",
     "critical",
     "deferred",
     "delta_orthogonal",

@@ -28,7 +28,9 @@ def deep(depth, activation, matrices, width=64):
 
 
 class Block(nn.Module):
-    """Of a pre-norm transformer, with heads that are those of torch."""
+    """Of a pre-norm transformer, with torch's attention."""
+
+    heads = 4
 
     def __init__(self, width):
         super().__init__()
@@ -37,17 +39,19 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
-        q, k, v = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(torch.nn.functional.gelu(self.up(self.norm2(x))))
 
 
 class Transformer(nn.Module):
-    def __init__(self, depth=12, width=64):
+    def __init__(self, depth=12, width=64, block=Block):
         super().__init__()
         self.tokens = nn.Embedding(100, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(width) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 100)
 
     def forward(self, x):

@@ -292,9 +292,13 @@ def mup(
 
     Weights from inputs and between hidden layers have std ``gain / sqrt(fan_in)``, output layers
     ``gain sqrt(base_width) / fan_in``, embeddings ``embedding_std`` whatever the width; biases are zero, norms one and zero. At
-    fan_in = base_width, that of a tuned model, an output layer is as any other; as the width grows it shrinks faster. µP also
-    asks for learning rates by width and 1 / d attention, which are the optimizer's and the model's. Weights whose fan_in is
-    not known, such as stacked experts, are left to other patterns: ``[{"*.experts.*": ...}, "mup"]``.
+    fan_in = base_width, that of a tuned model, an output layer is as any other; as the width grows it shrinks faster. Weights
+    whose fan_in is not known, such as stacked experts, are left to other patterns: ``[{"*.experts.*": ...}, "mup"]``.
+
+    µP also asks for learning rates by width. With Adam, a matrix whose fan_in grows with the width, of a hidden or of an output
+    layer, has the tuned model's rate times that model's fan_in over its own; embeddings, matrices that read inputs of a fixed
+    size, biases and norms have the tuned model's. If heads grow wider, not more, attention is to be scaled by 1 / d, not
+    1 / sqrt(d). With these, :func:`xinit.coordinate_check` finds activations of every width alike, and with one rate for all not.
 
     Args:
         gain: of all but embeddings.
