@@ -11,6 +11,7 @@ import torch
 import xinit
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_sharded_models_are_seen_as_a_whole(tmp_path):
     worker = str(Path(__file__).with_name("ranks_worker.py"))
