@@ -27,7 +27,7 @@ def run(*marks: str, **names: object) -> dict[str, object]:
 
 
 def test_every_block_is_run_here():
-    marks = ("fill_many_", "recipe=", "accelerate()", "audit", "interleave", "fully_shard")
+    marks = ("fill_many_", "recipe=", "accelerate()", "audit", "recommend", "interleave", "fully_shard")
     assert len(BLOCKS) == len(marks)
     assert all(sum(mark in block for block in BLOCKS) == 1 for mark in marks)
 
@@ -43,6 +43,16 @@ def test_models(capsys: pytest.CaptureFixture[str]):
     )
     run("recipe=", "accelerate()", "audit", transformers=transformers, config=config)
     assert "21 parameters" in capsys.readouterr().out
+
+
+def test_a_network_that_dies_and_lives(capsys: pytest.CaptureFixture[str]):
+    """What is shown is what is printed, but for digits that another machine may round another way."""
+    run("recommend")
+    words = [re.sub(r"\d", "", line) for line in capsys.readouterr().out.splitlines()]
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (shown,) = re.findall(r"^```text\n(Sequential: 30 layers.*?)^```", readme, re.M | re.S)
+    for line in shown.replace("...\n", "").splitlines():
+        assert re.sub(r"\d", "", line) in words, line
 
 
 def test_layouts():
