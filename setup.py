@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +39,8 @@ except ImportError:
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
-DEFAULT_ARCHES = "8.0;8.6;8.9;9.0+PTX"
+# One of each generation, whose code its later members run too, and PTX for what comes after.
+ARCHES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"]
 # Contraction is off: the contract writes every fused multiply-add. Threads come from torch's own OpenMP, so the runtime's
@@ -73,6 +75,12 @@ def with_cuda():
     return chosen
 
 
+def default_arches():
+    """Those that nvcc knows."""
+    said = subprocess.run([find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return ";".join(arch for arch in ARCHES if f"compute_{arch.replace('.', '')}" in said) + "+PTX"
+
+
 def cuda_dirs():
     """Headers and libraries: the toolkit's, wherever it is, and the headers that came with torch, for what it lacks."""
     homes = [Path(find_nvcc()).resolve().parent.parent, Path("/usr/local/cuda")]
@@ -98,7 +106,7 @@ def library():
     macros = [("XINIT_VERSION", f'"{VERSION}"')]
     common = {"define_macros": macros, "extra_link_args": [*LINK_FLAGS, f"-Wl,-soname,{LIBRARY}"]}
     if with_cuda():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_arches())
         macros += [
             ("XINIT_CUDA", f'"{torch.version.cuda}"'),
             ("XINIT_CUDA_ARCHES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'),

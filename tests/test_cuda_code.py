@@ -35,7 +35,7 @@ def compiled(tmp_path_factory):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", [pytest.param("80", marks=pytest.mark.slow), "90"])
+@pytest.mark.parametrize("arch", ["90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("75", "80", "100", "120"))])
 def test_kernels_compile_without_warnings_spills_or_stack(compiled, arch):
     _, report = compiled(arch)
     found = sass_budget.resources(report)
@@ -59,9 +59,10 @@ def test_ptx_has_no_approximate_instruction(tmp_path):
 
 @needs_nvcc
 @needs_disassembler
-def test_kernels_keep_their_budget(compiled):
-    records = sass_budget.measure(*compiled("90"))
-    assert list(sass_budget.failures(records)) == []
+@pytest.mark.parametrize("arch", ["90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("75", "80", "100", "120"))])
+def test_kernels_keep_their_budget(compiled, arch):
+    records = sass_budget.measure(*compiled(arch), arch)
+    assert list(sass_budget.failures(records, arch)) == []
 
 
 @pytest.mark.parametrize("op", [*FILLS, "variance_scaling_", "fill_many_", "digest"])

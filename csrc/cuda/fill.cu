@@ -7,6 +7,9 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "../ops.h"
 #include "kernels.cuh"
@@ -14,11 +17,22 @@
 namespace xinit {
 namespace {
 
-template <class Kernel, class... Arguments>
-void launch(uint64_t work, Kernel kernel, const Arguments&... arguments) {
+// How many thread blocks of a kernel the current device holds at a time; asked once for each.
+uint64_t resident_blocks(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, uint64_t> known;
+  const std::pair<int, const void*> asked{c10::cuda::current_device(), kernel};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(asked);
+  if (found != known.end()) return found->second;
   int resident = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0));
-  const uint64_t most = static_cast<uint64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) * resident;
+  return known[asked] = static_cast<uint64_t>(at::cuda::getCurrentDeviceProperties()->multiProcessorCount) * resident;
+}
+
+template <class Kernel, class... Arguments>
+void launch(uint64_t work, Kernel kernel, const Arguments&... arguments) {
+  const uint64_t most = resident_blocks(reinterpret_cast<const void*>(kernel));
   kernel<<<blocks_for(work, most), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -97,8 +97,9 @@ XINIT_HD typename Element<dtype>::type element(float x, const Fill& fill) {
 template <Kind kind, Dtype dtype>
 XINIT_HD uint32_t element_pair(float x, float y, const Fill& fill) {
 #ifdef __CUDA_ARCH__
-  // Uniform ones are clamped as a pair: none of them is -0 before it is rounded, so that order does not matter.
-  constexpr bool kAfter = kind == Kind::kUniformClamped;
+  // Uniform ones are clamped as a pair, where the GPU can: none is -0 before it is rounded, so that order does not
+  // matter.
+  constexpr bool kAfter = kind == Kind::kUniformClamped && __CUDA_ARCH__ >= 800;
   const Distribution& d = fill.distribution;
   if constexpr (!kAfter) {
     x = clamp<kind>(x, d);

@@ -11,9 +11,15 @@ __device__ __forceinline__ uint64_t thread_index() {
 }
 __device__ __forceinline__ uint64_t thread_count() { return static_cast<uint64_t>(gridDim.x) * kThreads; }
 
-// Six thread blocks on a multiprocessor of 2048 threads: at most 40 registers.
+// Six thread blocks on a multiprocessor of 1536 threads or more: at most 40 registers. Turing's has 1024.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kResident = 4;
+#else
+constexpr int kResident = 6;
+#endif
+
 template <Kind kind, Dtype dtype>
-__global__ void __launch_bounds__(kThreads, 6) fill_contiguous(const __grid_constant__ CudaLaunch launch) {
+__global__ void __launch_bounds__(kThreads, kResident) fill_contiguous(const __grid_constant__ CudaLaunch launch) {
   contiguous_thread<kind, dtype>(launch.job, launch.keys, thread_index(), thread_count());
 }
 
@@ -23,8 +29,9 @@ __global__ void __launch_bounds__(kThreads, 4) fill_window(const __grid_constant
 }
 
 // Many fills with one seed. `first_block` has an entry for each, and one more: the number of blocks.
-__global__ void __launch_bounds__(kThreads, 6) fill_many(const CudaFill* jobs, const uint32_t* first_block,
-                                                         uint32_t fills, const __grid_constant__ Schedule keys) {
+__global__ void __launch_bounds__(kThreads, kResident)
+    fill_many(const CudaFill* jobs, const uint32_t* first_block, uint32_t fills,
+              const __grid_constant__ Schedule keys) {
   constexpr uint32_t kWords = sizeof(CudaFill) / sizeof(uint32_t);
   __shared__ alignas(CudaFill) uint32_t words[kWords];
   const uint32_t index = fill_of_block(first_block, fills, blockIdx.x);
@@ -40,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 6) fill_many(const CudaFill* jobs, c
 
 // Adds the digest of a window to sums[0] and sums[1]. Integer sums come out the same in any order.
 template <class Bits>
-__global__ void __launch_bounds__(kThreads, 6)
+__global__ void __launch_bounds__(kThreads, kResident)
     digest_window(const __grid_constant__ Window window, const Bits* data, DigestKey key, unsigned long long* sums) {
   Digest sum = digest_elements(window, data, key, thread_index(), thread_count());
   for (int distance = 16; distance > 0; distance /= 2)
