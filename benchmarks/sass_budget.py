@@ -59,7 +59,8 @@ def compile_kernels(arch, directory):
     """The cubin, and the compiler's resource report."""
     source, cubin = Path(directory) / "kernels.cu", Path(directory) / "kernels.cubin"
     source.write_text(SOURCE.format(root=ROOT))
-    command = [find_tool("nvcc"), "-cubin", f"-arch=sm_{arch}", *FLAGS, "-Xptxas=-v", "-o", str(cubin), str(source)]
+    flags = [f"-arch=sm_{arch}", *FLAGS, f"-I{ROOT}/xinit/include", "-Xptxas=-v"]
+    command = [find_tool("nvcc"), "-cubin", *flags, "-o", str(cubin), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)

@@ -1,6 +1,8 @@
 // One fill: what crosses from the op to a device's loop, by value.
 #pragma once
 
+#include <xinit/key.h>
+
 #include <type_traits>
 
 #include "distribution.h"
@@ -8,11 +10,6 @@
 #include "window.h"
 
 namespace xinit {
-
-// Names one endless array of random words.
-struct Key {
-  uint64_t seed, stream;
-};
 
 struct Fill {
   void* out;  // the element at the window's origin

@@ -26,12 +26,25 @@ struct Arguments {
   int64_t batch_dims;
 };
 
+// (seed, stream), and then what torch.compile leaves to be folded in: a name as the number of its bytes, and these,
+// eight a word; a number as -1 and itself.
 Key key_of(const char* op, at::IntArrayRef words) {
-  TORCH_CHECK_VALUE(words.size() == 2, op, ": key is (seed, stream), but found ", words.size(), " numbers");
-  return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
+  TORCH_CHECK_VALUE(words.size() >= 2, op, ": key is (seed, stream), but found ", words.size(), " numbers");
+  Key key{static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1])};
+  for (size_t at = 2; at < words.size();) {
+    const int64_t bytes = words[at++];
+    const size_t left = words.size() - at, taken = bytes < 0 ? 1 : (static_cast<size_t>(bytes) + 7) / 8;
+    TORCH_CHECK_VALUE(bytes >= -1 && taken <= left, op, ": key is (seed, stream), but found ", words.size(),
+                      " numbers");
+    const auto* const name = reinterpret_cast<const char*>(words.data() + at);
+    key = bytes < 0 ? key.fold_in(static_cast<uint64_t>(words[at]))
+                    : key.fold_in(std::string_view(name, static_cast<size_t>(bytes)));
+    at += taken;
+  }
+  return key;
 }
 
-// Traced by torch.compile, words may be symbolic. Then nothing is filled, and any number will do.
+// Traced by torch.compile, words may be symbolic. Then nothing is filled, and any key will do.
 Key key_of(const char* op, at::SymIntArrayRef words) {
   c10::SmallVector<int64_t, 2> known;
   for (const c10::SymInt& word : words) known.push_back(word.maybe_as_int().value_or(0));
@@ -209,7 +222,8 @@ void implement(torch::Library& library, Backend backend, const char* op, Plan (*
 }
 
 // For tensor i the description of a distribution, and a key of two words; if there are names at all, one for errors; if
-// there are windows at all, as many numbers of global_shapes and offsets as it has dimensions.
+// there are windows at all, as many numbers of global_shapes and offsets as it has dimensions. Compiled functions give
+// no keys, but for each tensor how many words its key has, and these.
 struct Many {
   at::TensorList tensors;
   const std::vector<std::string>& distributions;
@@ -217,14 +231,15 @@ struct Many {
   const std::vector<std::string>& names;
   at::IntArrayRef global_shapes, offsets;
   int64_t batch_dims;
+  at::SymIntArrayRef traced_keys;
 
   bool windowed() const { return !global_shapes.empty() || !offsets.empty(); }
 };
 
 void check_counts(const char* op, const Many& many) {
   const size_t count = many.tensors.size();
-  TORCH_CHECK_VALUE(many.distributions.size() == count && many.keys.size() == 2 * count, op, ": ", count,
-                    " tensors take as many distributions, and two key words each, but found ",
+  TORCH_CHECK_VALUE(many.distributions.size() == count && (many.keys.size() == 2 * count || !many.traced_keys.empty()),
+                    op, ": ", count, " tensors take as many distributions, and two key words each, but found ",
                     many.distributions.size(), " and ", many.keys.size());
   size_t dims = 0;
   for (const at::Tensor& tensor : many.tensors) dims += static_cast<size_t>(tensor.dim());
@@ -235,8 +250,23 @@ void check_counts(const char* op, const Many& many) {
                     " tensors take as many names, but found ", many.names.size());
 }
 
+std::vector<Key> keys_of(const char* op, const Many& many) {
+  std::vector<Key> keys;
+  keys.reserve(many.tensors.size());
+  for (size_t at = 0; at < many.keys.size(); at += 2) keys.push_back(key_of(op, many.keys.slice(at, 2)));
+  for (size_t at = 0; at < many.traced_keys.size();) {
+    const size_t size = static_cast<size_t>(many.traced_keys[at++].expect_int());
+    TORCH_CHECK_VALUE(size <= many.traced_keys.size() - at, op, ": a key is said to have ", size, " words");
+    keys.push_back(key_of(op, many.traced_keys.slice(at, size)));
+    at += size;
+  }
+  TORCH_CHECK_VALUE(keys.size() == many.tensors.size(), op, ": ", many.tensors.size(),
+                    " tensors take as many keys, but found ", keys.size());
+  return keys;
+}
+
 // Tensor i's fills, checked. Its dimensions begin there among those of all.
-void plan_one(const char* op, const Many& many, size_t i, size_t dim, const Description& description,
+void plan_one(const char* op, const Many& many, size_t i, Key key, size_t dim, const Description& description,
               std::vector<Fill>& fills) {
   const at::Tensor& self = many.tensors[i];
   check_tensor(op, self);
@@ -252,7 +282,6 @@ void plan_one(const char* op, const Many& many, size_t i, size_t dim, const Desc
   const Shape member = member_of(op, part, many.batch_dims);
   const Plan plan = plan_named({op, self.dtype(), dtype_of(self), member}, resolve(description, member));
   if (self.is_meta() || empty(part.local)) return;
-  const Key key = key_of(op, many.keys.slice(2 * i, 2));
   for (Fill& fill : fills_of(self, part, *plan)) {
     fill.key = key;
     fills.push_back(fill);
@@ -264,6 +293,7 @@ void fill_many(const Backend& backend, const Many& many) {
   constexpr const char* op = "fill_many_";
   const FloatEnvironment environment;
   check_counts(op, many);
+  const std::vector<Key> keys = keys_of(op, many);
   std::unordered_map<std::string_view, Description> known;  // of many tensors, few differ in it
   std::vector<Fill> fills;
   fills.reserve(many.tensors.size());
@@ -273,7 +303,7 @@ void fill_many(const Backend& backend, const Many& many) {
       auto found = known.find(many.distributions[i]);
       if (found == known.end())
         found = known.emplace(many.distributions[i], parse_description(op, many.distributions[i])).first;
-      plan_one(op, many, i, dim, found->second, fills);
+      plan_one(op, many, i, keys[i], dim, found->second, fills);
     } catch (c10::Error& error) {
       error.add_context(many.names.empty() ? c10::str("tensor ", i) : many.names[i]);
       throw;
@@ -354,14 +384,16 @@ void register_ops(torch::Library& library, Backend backend) {
   implement(library, backend, "variance_scaling_", plan_variance_scaling);
   using Strings = const std::vector<std::string>&;
   library.impl("fill_many_", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,
-                                 at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims) {
-    fill_many(backend, {tensors, distributions, keys, names, global_shapes, offsets, batch_dims});
+                                 at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims,
+                                 at::SymIntArrayRef traced_keys) {
+    fill_many(backend, {tensors, distributions, keys, names, global_shapes, offsets, batch_dims, traced_keys});
   });
   library.impl("fill_many", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,
-                                at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims) {
+                                at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims,
+                                at::SymIntArrayRef traced_keys) {
     std::vector<at::Tensor> filled;
     for (const at::Tensor& tensor : tensors) filled.push_back(at::empty_like(tensor));
-    fill_many(backend, {filled, distributions, keys, names, global_shapes, offsets, batch_dims});
+    fill_many(backend, {filled, distributions, keys, names, global_shapes, offsets, batch_dims, traced_keys});
     return filled;
   });
   library.impl("digest",
@@ -380,7 +412,8 @@ TORCH_LIBRARY(xinit, m) {
     m.def(c10::str(twin(op.name), "(Tensor self, ", op.parameters, common, " -> Tensor").c_str(), random);
   }
   const std::string many =
-      ", str[] distributions, int[] keys, str[] names, int[] global_shapes=[], int[] offsets=[], int batch_dims=0)";
+      ", str[] distributions, int[] keys, str[] names, int[] global_shapes=[], int[] offsets=[], int batch_dims=0,"
+      " SymInt[] traced_keys=[])";
   m.def(c10::str("fill_many_(Tensor(a!)[] tensors", many, " -> ()").c_str(), pure);
   m.def(c10::str("fill_many(Tensor[] tensors", many, " -> Tensor[]").c_str(), pure);
   m.def("digest(Tensor self, int[] key, SymInt[]? global_shape=None, SymInt[]? offsets=None) -> Tensor", pure);

@@ -1,5 +1,6 @@
 """Compiled: the bits, the generator's state and the gradients of eager mode, whatever varies between calls."""
 
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -58,6 +59,43 @@ VARIED = {
 def test_arguments_that_vary(what):
     step, values = VARIED[what]
     agree(step, [(value,) for value in values])
+
+
+def filled_at_once(*folded):
+    xinit.fill_many_(tensors := [torch.empty(3, 2) for _ in folded], [xinit.normal()] * len(folded), folded)
+    return torch.stack(tensors)
+
+
+NAMES = ["", "w", "läyer.0", *(f"layers.{i}.attention.weight"[:i] for i in range(2, 32)), 120 * "w"]
+MORE_KEYS = {
+    "given": lambda key, n: xinit.normal_(torch.empty(4, 5), key=key),
+    "folded": lambda key, n: xinit.normal_(torch.empty(4, 5), key=key.fold_in("w").fold_in(n).fold_in("läyer.0")),
+    "names": lambda key, n: torch.stack([xinit.normal_(torch.empty(2), key=key.fold_in(name)) for name in NAMES]),
+    "fill_many_": lambda key, n: filled_at_once(key, key.fold_in("w"), key.fold_in("w").fold_in(n)),
+    "orthogonal_": lambda key, n: xinit.orthogonal_(torch.empty(4, 4), key=key.fold_in(n)),
+}
+
+
+@pytest.mark.parametrize("what", MORE_KEYS)
+def test_more_keys_than_recompilations(what):
+    """Folded within, each key compiled the function anew, up to torch's recompile_limit, of 8."""
+    keys = [Key(n) for n in NUMBERS] + [KEY.fold_in(n) for n in range(20)]
+    agree(MORE_KEYS[what], [(key, n) for n, key in enumerate(keys)])
+
+
+def test_a_key_that_is_folded_within_and_returned():
+    def step(key):
+        return key.fold_in("w").fold_in(3), key == Key(1) and key.fold_in("w").stream, torch.zeros(())
+
+    for key in Key(0), Key(1), KEY:
+        found, expected = torch.compile(step, fullgraph=True, backend="aot_eager")(key), step(key)
+        assert found == expected
+        assert expected[0] == found[0]
+        assert hash(found[0]) == hash(expected[0])
+        assert repr(found[0]) == repr(expected[0])
+        assert found[0].fold_in("x") == expected[0].fold_in("x")
+        assert pickle.loads(pickle.dumps(found[0])) == expected[0]
+        assert same(xinit.normal_(torch.empty(3), key=found[0]), xinit.normal_(torch.empty(3), key=expected[0]))
 
 
 def test_errors_are_those_of_eager():

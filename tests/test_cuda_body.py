@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["tests/cuda_body.cpp", "csrc/cpu/fill_baseline.cpp", "csrc/distribution.cpp", "csrc/window.cpp"]
 COMPILER = os.environ.get("CXX", "c++")
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wno-psabi", "-Ixinit/include"]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler")

@@ -21,7 +21,10 @@ def folded(seed, stream, tag, payload):
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("stream", [0, 7, 2**64 - 1])
 @pytest.mark.parametrize(
-    "data", ["", "weight", "läyer.0", "0", 0, 1, 2**63, 2**64 - 1, np.int64(5), np.uint64(2**64 - 1)], ids=repr
+    "data",
+    [*("", "weight", "läyer.0", "0"), 0, 1, 2**63, 2**64 - 1, np.int64(5), np.uint64(2**64 - 1)]
+    + [n * "w" for n in (110, 111, 112, 238, 239, 240, 1000)],  # with the 17 bytes before them: blocks of 128
+    ids=lambda data: f"{len(data)} w" if data and isinstance(data, str) and data[:2] == "ww" else repr(data),
 )
 def test_fold_in(seed, stream, data):
     tag, payload = (b"s", data.encode()) if isinstance(data, str) else (b"i", int(data).to_bytes(8, "little"))

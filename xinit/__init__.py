@@ -186,6 +186,7 @@ __all__ = [
 ]
 
 
+
 def build_info() -> dict[str, Any]:
     """What this build is: version, contract version, the torch, compiler and CUDA it was built with, the CPU's instruction set.
 
@@ -198,6 +199,7 @@ def build_info() -> dict[str, Any]:
 
 
 __version__: str = build_info()["version"]
+cmake_prefix_path: str = __path__[0]  # where CMake's find_package(xinit) finds it; the headers are in its include/
 
 
 def __getattr__(name: str) -> Any:

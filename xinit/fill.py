@@ -76,6 +76,7 @@ def fill_many_(
         return
     described = {id(distribution): distribution for distribution in distributions}  # there are few of them
     texts = {at: distribution.description for at, distribution in described.items()}
+    compiling = torch.compiler.is_compiling()
     devices = [tensor.device for tensor in tensors]
     for device in dict.fromkeys(devices):
         indices = [i for i, other in enumerate(devices) if other == device]
@@ -83,10 +84,12 @@ def fill_many_(
         _fill_many_(
             [tensors[i] for i in indices],
             [texts[id(distributions[i])] for i in indices],
-            [word for i in indices for word in keys[i].words],
+            [] if compiling else [word for i in indices for word in keys[i].words],
             [] if names is None else [names[i] for i in indices],
             [size for place in places for size in place.global_shape],
             [offset for place in places for offset in place.offsets],
+            0,
+            [word for i in indices for word in (len(keys[i].words), *keys[i].words)] if compiling else [],
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
+import sys
 from dataclasses import dataclass
 from typing import SupportsIndex
 
 import torch
 
+from xinit import _C
 from xinit._torch import constant_when_compiled
 
 _LIMIT, _HALF = 1 << 64, 1 << 63
@@ -27,11 +28,21 @@ def _unsigned(name: str, value: SupportsIndex, least: int) -> int:
     return number % _LIMIT
 
 
+def _signed(number: int) -> int:
+    return number if number < _HALF else number - _LIMIT
+
+
 @constant_when_compiled
-def _folded(seed: int, stream: int, data: str | int) -> int:
-    head = seed.to_bytes(8, "little") + stream.to_bytes(8, "little")
-    tail = b"s" + data.encode() if isinstance(data, str) else b"i" + data.to_bytes(8, "little")
-    return int.from_bytes(hashlib.blake2b(head + tail, digest_size=8).digest(), "little")
+def _fold(seed: int, stream: int, data: str | int) -> int:
+    return _C.fold_in(seed, stream, data.encode() if isinstance(data, str) else data)
+
+
+@constant_when_compiled
+def _name_words(name: str) -> tuple[int, ...]:
+    """The number of its bytes, and these, eight a word: as an operator's key takes a name that is to be folded in."""
+    data = name.encode()
+    starts = range(0, len(data), 8)
+    return len(data), *(int.from_bytes(data[i : i + 8].ljust(8, b"\0"), sys.byteorder, signed=True) for i in starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +81,7 @@ class Key:
         """A new key for a part of what this one names: a parameter by its name, a layer or an expert by its number.
 
         The new stream is the little-endian 8-byte BLAKE2b digest of seed, stream and data; strings and integers never
-        meet. The order of folding matters. Under ``torch.compile`` the new key is a constant, so that a function which folds
-        another one is compiled anew, and with ``fullgraph`` refused after torch's ``recompile_limit``, of 8: fold keys that vary
-        before the call, and pass the new ones.
+        meet. The order of folding matters.
 
         Args:
             data: a string, or an integer in [0, 2**64).
@@ -86,9 +95,13 @@ class Key:
             >>> xinit.Key(0).fold_in("weight")
             Key(seed=0, stream=5545109141820079266)
         """
-        # index: torch.compile makes numbers that vary between calls symbols, which no digest can take, but not an index
-        seed, stream = operator.index(self.seed), operator.index(self.stream)
-        return Key(seed, _folded(seed, stream, data if isinstance(data, str) else _unsigned("data", data, 0)))
+        if not isinstance(data, str) and (
+            not isinstance(data, int) or isinstance(data, bool) or not 0 <= data < _LIMIT
+        ):
+            data = _unsigned("data", data, 0)
+        if torch.compiler.is_compiling():
+            return _Folded(self, data)
+        return Key(self.seed, _fold(self.seed, self.stream, data))
 
     @staticmethod
     def drawn(generator: torch.Generator) -> Key:
@@ -112,7 +125,45 @@ class Key:
         return Key(generator.initial_seed(), offset // 4)
 
     @property
-    def words(self) -> tuple[int, int]:
+    def words(self) -> tuple[int, ...]:
         """(seed, stream) as the signed 64-bit integers that ``torch.ops.xinit`` takes."""
-        seed, stream = self.seed, self.stream
-        return seed if seed < _HALF else seed - _LIMIT, stream if stream < _HALF else stream - _LIMIT
+        return _signed(self.seed), _signed(self.stream)
+
+
+class _Folded(Key):
+    """A key that a compiled function folds: from another one with each call, so that the operators are left to fold it."""
+
+    __slots__ = ("data", "of")
+    of: Key
+    data: str | int
+
+    def __init__(self, of: Key, data: str | int) -> None:
+        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "data", data)
+
+    @property
+    def seed(self) -> int:
+        return self.of.seed
+
+    @property
+    def stream(self) -> int:
+        # index: torch.compile makes numbers that vary between calls symbols, which no digest can take, but not an index
+        data = self.data if isinstance(self.data, str) else operator.index(self.data)
+        return _fold(operator.index(self.of.seed), operator.index(self.of.stream), data)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        folded = _name_words(self.data) if isinstance(self.data, str) else (-1, _signed(self.data))
+        return *self.of.words, *folded
+
+    # Returned, it is the key that it stands for.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and (self.seed, self.stream) == (other.seed, other.stream)
+
+    __hash__ = Key.__hash__
+
+    def __repr__(self) -> str:
+        return repr(Key(self.seed, self.stream))
+
+    def __reduce__(self) -> tuple[type[Key], tuple[int, int]]:
+        return Key, (self.seed, self.stream)

@@ -75,6 +75,7 @@ def _many(
     global_shapes: Sequence[int] = (),
     offsets: Sequence[int] = (),
     batch_dims: int = 0,
+    traced_keys: Sequence[int] = (),
 ) -> list[Tensor] | None:
     def batched(numbers: Sequence[int], first: int) -> list[int]:
         rest = iter(numbers)
@@ -84,7 +85,8 @@ def _many(
         windows = global_shapes, offsets
         if size is not None and (global_shapes or offsets):
             windows = batched(global_shapes, size), batched(offsets, 0)
-        return op(tensors, distributions, keys, names, *windows, batch_dims=batch_dims + (size is not None))
+        batch = batch_dims + (size is not None)
+        return op(tensors, distributions, keys, names, *windows, batch_dims=batch, traced_keys=traced_keys)
 
     filled = _fill_members(tensors, in_place, False, fill)
     return None if in_place else filled

@@ -76,6 +76,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     for (const Op& op : ops()) names.push_back(op.name);
     return names;
   });
+  m.def(
+      "fold_in",
+      [](uint64_t seed, uint64_t stream, std::string_view name) { return Key{seed, stream}.fold_in(name).stream; },
+      py::arg("seed"), py::arg("stream"), py::arg("name"));
+  m.def(
+      "fold_in",
+      [](uint64_t seed, uint64_t stream, uint64_t number) { return Key{seed, stream}.fold_in(number).stream; },
+      py::arg("seed"), py::arg("stream"), py::arg("number"));
   m.def("calculate_gain", &calculate_gain, py::arg("nonlinearity"), py::arg("slope"));
   m.def("resolve", &resolved, py::arg("description"), py::arg("shape"));
   m.attr("calls") = py::reinterpret_steal<py::dict>(make_calls());
