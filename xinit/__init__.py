@@ -186,7 +186,6 @@ __all__ = [
 ]
 
 
-
 def build_info() -> dict[str, Any]:
     """What this build is: version, contract version, the torch, compiler and CUDA it was built with, the CPU's instruction set.
 
