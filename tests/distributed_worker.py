@@ -727,6 +727,39 @@ def done_to_shards(world, layout):
         assert (xinit.materialize_(twin, key=KEY).output.weight.to_local() == 1).all()
 
 
+@case(2)
+def untied(world):
+    """parallelize_module makes two parameters of a tied one."""
+
+    def build():
+        with xinit.deferred():
+            model = MODELS["uneven"][0]()
+            model.output.weight = model.tok_embeddings.weight
+        return model
+
+    mesh = mesh_for("tp", world)
+    whole = xinit.materialize_(build(), key=KEY)
+    model = LAYOUTS["tp"](build(), mesh)
+    assert model.output.weight is not model.tok_embeddings.weight
+    xinit.materialize_(model, key=KEY)
+    assert model.output.weight is model.tok_embeddings.weight
+    assert_equal_models(model, whole)
+    assert_close(losses(model, "uneven"), losses(whole, "uneven"))
+
+    model = LAYOUTS["tp"](build(), mesh)
+    model.output.weight = nn.Parameter(model.output.weight.redistribute(placements=[Replicate()]))
+    with raises(
+        RuntimeError, "tok_embeddings.weight and output.weight were one parameter", "Shard(dim=0)", "Replicate()"
+    ):
+        xinit.materialize_(model, key=KEY)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model = build()
+    for part in model.tok_embeddings, model.output, model:
+        fully_shard(part, mesh=mesh)
+    with raises(RuntimeError, "were one parameter", "before fully_shard"):
+        xinit.materialize_(model, key=KEY)
+
+
 @case(1, 3, layout="fsdp")
 @case(2, layout="tp")
 def emptied_shards(world, layout):
@@ -768,6 +801,15 @@ def memory(world):
         before = resident("VmRSS")
         fill()
         assert shard <= resident("VmHWM") - before + 1024 <= 1.05 * shard, (before, resident("VmHWM"))
+    with xinit.deferred():
+        model = nn.Sequential(*(nn.Linear(1024, 2048, bias=False) for _ in range(32)))
+        for layer in model:  # what is done again, a whole parameter at a time
+            nn.init.orthogonal_(layer.weight[:8])
+    fully_shard(model, mesh=mesh_for("fsdp", world))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    xinit.materialize_(model, "cpu", KEY)
+    assert shard <= resident("VmHWM") - before + 1024 <= 2 * shard, (before, resident("VmHWM"))
 
 
 @case(2)

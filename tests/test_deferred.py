@@ -254,6 +254,74 @@ def test_what_comes_to_a_fill_is_a_fill(fill, expected):
     assert same(drawn(with_weight(fill)).weight.detach(), expected(torch.empty(30, 20), key=KEY.fold_in("weight")))
 
 
+def _normal(*shape):
+    return torch.empty(shape).normal_(0, 2)
+
+
+def _uniform(*shape):
+    return torch.empty(shape).uniform_(-1, 1)
+
+
+def _half_of_one(w):
+    w[:6].copy_(_normal(12, 4).chunk(2)[1])
+    w[6:].copy_(_uniform(6, 4))
+
+
+def _twice(w):
+    part = _normal(6, 4)
+    return torch.cat([part, part])
+
+
+# How a weight comes to its parts, and where the normal ones then are; the rest is uniform.
+FUSED = {
+    "cat": (lambda w: w.copy_(torch.cat([_normal(8, 4), _uniform(4, 4)])), (slice(8), slice(None))),
+    "columns": (lambda w: w.copy_(torch.cat([_normal(12, 1), _uniform(12, 3)], 1)), (slice(None), slice(1))),
+    "a stack": (lambda w: w.copy_(torch.stack([_normal(6, 4), _uniform(6, 4)]).view(12, 4)), (slice(6), slice(None))),
+    "transposed": (lambda w: w.copy_(torch.cat([_normal(4, 8), _uniform(4, 4)], 1).t()), (slice(8), slice(None))),
+    "a chunk": (_half_of_one, slice(6)),
+    "one": (lambda w: w.copy_(_normal(4, 12).t()), slice(None)),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_weights_are_drawn_in_boxes(name):
+    make, normal = FUSED[name]
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.empty(12, 4))
+            with torch.no_grad():
+                make(self.w)
+                self.w.mul_(3)
+
+    with xinit.deferred() as plan:
+        model = Fused()
+    assert "again" not in str(plan)
+    expected = named("w", (12, 4), xinit.uniform_, -3.0, 3.0)
+    expected[normal] = named("w", (12, 4), xinit.normal_, 0.0, 6.0)[normal]
+    assert torch.equal(xinit.materialize_(model, key=KEY).w, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: w.copy_(_twice(w)),
+        lambda w: (w.normal_(), w[:6].copy_(w[6:])),
+        lambda w: (lambda part: (w[:6].copy_(part), w[6:].copy_(part)))(_normal(6, 4)),
+    ],
+)
+def test_parts_that_are_copies_stay_that(make):
+    with xinit.deferred():
+        model = nn.Module()
+        model.w = nn.Parameter(torch.empty(12, 4))
+        with torch.no_grad():
+            make(model.w)
+    weight = xinit.materialize_(model, key=KEY).w
+    assert torch.equal(weight[:6], weight[6:])
+    assert weight.std() > 0.5
+
+
 def test_a_private_truncated_normal_is_one():
     """Up to the rounding of the bounds that its operators had."""
     with xinit.deferred() as plan:

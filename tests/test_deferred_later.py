@@ -92,7 +92,7 @@ CHANGES = {
     "rows cut off": (replaced(lambda w: w[:3]), lambda w: own_again()[:3]),
     "rows added": (
         replaced(lambda w: torch.cat([w, torch.zeros_like(w[:2])])),
-        lambda w: torch.cat([own_again(), torch.zeros(2, 4)]),
+        lambda w: torch.cat([w, torch.zeros(2, 4)]),
     ),
     "another parameter": (replaced(lambda w: w.detach().clone()), lambda w: w),
     "the same parameter": (replaced(lambda w: w), lambda w: w),
@@ -364,3 +364,25 @@ def test_resized_embeddings(transformers, kind, tied, mean_resizing):
         spread = one[128:].std().item()
         assert 1e-3 < spread < 3e-3 if mean_resizing else spread == pytest.approx(0.02, rel=0.2)
     assert (within.get_input_embeddings().weight is within.get_output_embeddings().weight) == tied
+
+
+def emptied(module, device):
+    for parameter in module.parameters(recurse=False):
+        parameter.data = torch.empty(0, device=device)
+
+
+def test_parameters_whose_values_are_elsewhere():
+    """As DeepSpeed's ZeRO-3 leaves them, in the context and after it, by its mark or without elements."""
+    with xinit.deferred():
+        within = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))
+        emptied(within[1], "cpu")
+    after, marked = linear(), linear()
+    emptied(after, "meta")
+    marked.weight.ds_id = 0
+    for model, name in (within, "1.weight, 1.bias"), (after, "weight, bias"), (marked, "weight"):
+        assert dict(xinit.audit(model))[name.split(",")[0]].startswith("without elements since")
+        with pytest.raises(RuntimeError, match=f"{name} .*no elements any more.*materialize_ the model first"):
+            xinit.materialize_(model, key=KEY)
+    with xinit.deferred():
+        model = nn.Embedding(0, 4)  # has none to begin with
+    assert not xinit.materialize_(model).weight.numel()

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -109,6 +110,29 @@ def test_deferred_agrees_with_the_constructor(model):
     assert not xinit.audit(ours)
     agree(ours, references(model))
     outputs_agree(ours, references(model), forward)
+
+
+@pytest.mark.parametrize("default", [True, False], ids=["as default", "around it"])
+def test_the_meta_device_around_the_context(default):
+    """transformers' own initialisation, of std 0.02, is one that it skips there; within the context that is said."""
+    construct, _ = MODELS["llama"]
+
+    def check(model):
+        weight = xinit.materialize_(model, key=KEY).get_input_embeddings().weight
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    if default:
+        torch.set_default_device("meta")
+    try:
+        with nullcontext() if default else torch.device("meta"), xinit.deferred():
+            model = construct()
+    finally:
+        torch.set_default_device(None)
+    check(model)
+    said = pytest.warns(UserWarning, match="transformers does not run its initialisation")
+    with said, xinit.deferred(), torch.device("meta"):
+        model = construct()
+    assert not xinit.audit(xinit.materialize_(model, key=KEY))
 
 
 @models

@@ -89,8 +89,9 @@ if TYPE_CHECKING:
     from xinit.insight.recommend import recommend
     from xinit.insight.theory import critical, theory
     from xinit.lazy.accelerate import accelerate
+    from xinit.lazy.audit import audit
     from xinit.lazy.context import deferred
-    from xinit.lazy.materialize import audit, materialize_
+    from xinit.lazy.materialize import materialize_
     from xinit.models.apply import init_, plan
     from xinit.models.fingerprint import fingerprint
     from xinit.parameters.plans import Plan, Row
@@ -99,7 +100,7 @@ if TYPE_CHECKING:
 # The rooms that are entered when one of their names is first used.
 _ROOMS = {
     "accelerate": "lazy.accelerate",
-    "audit": "lazy.materialize",
+    "audit": "lazy.audit",
     "coordinate_check": "insight.coordinates",
     "critical": "insight.theory",
     "deferred": "lazy.context",

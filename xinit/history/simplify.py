@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xinit._torch import to_copy
 from xinit.distributions import DTYPES, Distribution
+from xinit.history.operators import COPIES, JOINS
 from xinit.history.storages import Node, Ref, Store, now, ref
 from xinit.window import Window
 
 _aten = torch.ops.aten
-_COPIES = frozenset({_aten.clone.default, to_copy, _aten.copy_.default})
 _SEEN = 6.4  # standard deviations: as far as a truncated normal of 32 bits reaches
 _FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
 
@@ -84,7 +83,7 @@ def _parts(whole: Ref, drawn: Sequence[tuple[Ref, Distribution]]) -> tuple[Part,
     return tuple(parts)
 
 
-def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], frozenset[Store]] | None:
+def fills(store: Store, time: int) -> Drawn | None:
     """What a storage holds at a time, as fills in their order, and the other storages whose draws these would repeat.
 
     None if it is not made of fills alone.
@@ -97,39 +96,88 @@ def fills(store: Store, time: int) -> tuple[list[tuple[Ref, Distribution]], froz
             continue
         if node.is_unknown:
             return None
+        if node.func in JOINS:
+            if (joined := _joined(node)) is None:
+                return None
+            drawn, sources = joined[0], sources | joined[1]
+            continue
         if not node.outputs and not isinstance(node.args[0], Ref):
             return None
         target = node.outputs[0][1] if node.outputs else node.args[0]
         source = node.args[1] if node.func is _aten.copy_.default else node.args[0]
         if node.answer is not None or not isinstance(source, Ref) or target.store is not store:
             return None
-        if target.dtype not in DTYPES:
+        if target.dtype not in DTYPES or (node.func is _aten.copy_.default and source.store is store):
             return None
         if source.store is not store:
-            # A copy, or the like: of a storage of the same layout, as a whole.
-            if not (source.whole() and target.whole() and source[2:] == target[2:] and source.dtype in DTYPES):
+            if (carried := _carried(source, target, node.time)) is None or not carried[1].isdisjoint(sources):
                 return None
-            if source.dtype.is_complex != target.dtype.is_complex:
+            if node.func not in COPIES and not target.whole():
                 return None
-            inner = fills(source.store, node.time)
-            if inner is None:
+            drawn, sources = ([] if target.whole() else drawn) + carried[0], sources | carried[1]
+        if node.func not in COPIES:
+            # Distributions over all of it, which an operator makes others.
+            after = [_transformed(what, node) for _, what in drawn]
+            if (
+                not (target.whole() or (len(drawn) == 1 and drawn[0][0][2:] == target[2:]))
+                or not drawn
+                or None in after
+            ):
                 return None
-            drawn, sources = list(inner[0]), sources | inner[1] | {source.store}
-        if node.func not in _COPIES:
-            # One distribution over all of it, which an operator makes another one.
-            if len(drawn) != 1 or drawn[0][0][2:] != target[2:]:
-                return None
-            after = _transformed(drawn[0][1], node)
-            if after is None:
-                return None
-            drawn = [(drawn[0][0], after)]
+            drawn = [(view, what) for (view, _), what in zip(drawn, after, strict=True) if what is not None]
     return drawn, sources
+
+
+Drawn = tuple[list[tuple[Ref, Distribution]], frozenset[Store]]
+
+
+def _carried(source: Ref, target: Ref, time: int) -> Drawn | None:
+    """What a copy of a view of a storage is, as :func:`fills`: boxes that the view holds, or one that holds the view."""
+    if source.size != target.size or source.dtype not in DTYPES:
+        return None
+    if source.dtype.is_complex != target.dtype.is_complex or (inner := fills(source.store, time)) is None:
+        return None
+    drawn = []
+    for view, what in inner[0]:
+        view = view._replace(store=source.store)
+        if (place := box(view, source)) is not None:
+            drawn.append((_part(target, *place), what))
+        elif box(source, view) is not None:
+            drawn.append((target, what))
+        else:
+            return None
+    return drawn, inner[1] | {source.store}
+
+
+def _joined(node: Node) -> Drawn | None:
+    """What ``cat`` or ``stack`` gives, if each of what it takes is that, and no two share their random numbers."""
+    views, (_, target) = node.args[0], node.outputs[0]
+    dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(target.size)
+    drawn: list[tuple[Ref, Distribution]] = []
+    sources: frozenset[Store] = frozenset()
+    begin = 0
+    for view in views:
+        if not isinstance(view, Ref):
+            return None
+        size = (*target.size[:dim], view.size[dim] if node.func is _aten.cat.default else 1, *target.size[dim + 1 :])
+        part = _part(target, [begin if d == dim else 0 for d in range(len(size))], size)
+        if node.func is _aten.stack.default:
+            part = part._replace(size=view.size, stride=(*part.stride[:dim], *part.stride[dim + 1 :]))
+        if (carried := _carried(view, part, node.time)) is None or not carried[1].isdisjoint(sources):
+            return None
+        drawn, sources, begin = drawn + carried[0], sources | carried[1], begin + size[dim]
+    return drawn, sources
+
+
+def _part(whole: Ref, offsets: Sequence[int], size: tuple[int, ...]) -> Ref:
+    at = whole.offset + sum(offset * step for offset, step in zip(offsets, whole.stride, strict=True))
+    return whole._replace(size=size, offset=at)
 
 
 def origin(whole: Ref, time: int) -> tuple[Ref, int]:
     """What a view of a storage began as a copy of, as by ``copy.deepcopy``, and when that was made; itself if it is no copy."""
     nodes = whole.store.until(time)
-    if nodes and nodes[0].func in _COPIES and nodes[0].outputs and isinstance(nodes[0].args[0], Ref):
+    if nodes and nodes[0].func in COPIES and nodes[0].outputs and isinstance(nodes[0].args[0], Ref):
         source, target = nodes[0].args[0], nodes[0].outputs[0][1]
         if source[2:] == target[2:] == whole[2:]:
             return origin(source, nodes[0].time)

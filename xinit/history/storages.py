@@ -11,11 +11,10 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -23,17 +22,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from xinit._torch import DisableTorchDispatch, identity_of, of_class, storage_at, swap_tensor, tree_leaves, tree_map
-from xinit.distributions import (
-    DTYPES,
-    Distribution,
-    kaiming_normal,
-    kaiming_uniform,
-    variance_scaling,
-    xavier_normal,
-    xavier_uniform,
-)
+from xinit.distributions import Distribution
 
-_aten, _ops = torch.ops.aten, torch.ops.xinit
+_aten = torch.ops.aten
 _clock = itertools.count()
 _lock = threading.Lock()
 _PAGE = 1 << 12
@@ -356,52 +347,3 @@ def purge() -> None:
     for address, (reference, _) in list(_stores.items()):
         if reference.expired():  # type: ignore[no-untyped-call]
             _stores.pop(address, None)
-
-
-# Operators that only fill a tensor: the name of the distribution, its parameters with their defaults, and whether by a fan.
-_FILLS: dict[Any, tuple[str, tuple[tuple[str, float], ...]]] = {
-    _aten.zero_.default: ("constant", ()),
-    _aten.fill_.Scalar: ("constant", ()),
-    _aten.fill_.Tensor: ("constant", ()),
-    _aten.copy_.default: ("constant", ()),  # of a single number
-    _aten.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
-    _aten.uniform_.default: ("uniform", (("from", 0.0), ("to", 1.0))),
-    _ops.normal_.default: ("normal", (("mean", 0.0), ("std", 1.0))),
-    _ops.uniform_.default: ("uniform", (("a", 0.0), ("b", 1.0))),
-    _ops.trunc_normal_.default: ("truncated_normal", (("mean", 0.0), ("std", 1.0), ("a", -2.0), ("b", 2.0))),
-}
-# Those that need the fans of the tensor: what makes them of the operator's parameters, which have the same order, by name.
-_SCALED: dict[Any, tuple[Callable[..., Distribution], tuple[str, ...]]] = {
-    getattr(_ops, what.__name__ + "_").default: (what, tuple(signature(what).parameters))
-    for what in (xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, variance_scaling)
-}
-
-
-def distribution(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Distribution | None:
-    """What an in-place operator fills its first argument with, if it does that and nothing else."""
-    if args[0].dtype not in DTYPES or kwargs.get("key") is not None or kwargs.get("global_shape") is not None:
-        return None  # with a key or a window, its values are chosen already
-    if func in _SCALED:
-        factory, names = _SCALED[func]
-        what = factory(**dict(zip(names, args[1:], strict=False))).resolve(args[0].shape)
-        return what if what.fits(args[0].dtype) else None
-    if func not in _FILLS:
-        return None
-    name, parameters = _FILLS[func]
-    if name == "constant":
-        value = args[1] if len(args) > 1 else 0.0
-        if isinstance(value, Tensor):
-            if value.dim() or value.is_meta or store_of(value):
-                return None
-            value = value.item()
-        return None if isinstance(value, complex) else Distribution("constant", (float(value),))
-    given = [*args[1:], *(kwargs.get(name, default) for name, default in parameters[len(args) - 1 :])]
-    if args[0].is_complex() and func.namespace == "aten" and not torchs_complex_normal(func, given):
-        return None
-    what = Distribution(name, tuple(map(float, given)))
-    return what if what.fits(args[0].dtype) else None
-
-
-def torchs_complex_normal(fill: Any, parameters: Sequence[float]) -> bool:
-    """Whether torch draws complex numbers by the same rule: it adds a mean to the imaginary part too, and draws uniforms."""
-    return fill in (_ops.normal_.default, _aten.normal_.default) and not any(parameters[:1])

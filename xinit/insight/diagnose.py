@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xinit.insight.findings import Findings, Flag
 from xinit.insight.report import LayerRow, Report
 from xinit.insight.weights import Weights, weigh, weights_of
-from xinit.lazy.materialize import audit
+from xinit.lazy.audit import audit
 from xinit.observe.flow import Call, Layer, fans
 from xinit.observe.meter import Moments
 from xinit.observe.passes import watched

@@ -17,6 +17,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from xinit._torch import DisableTorchFunction, FakeTensor, tree_leaves, tree_map
+from xinit.history.recorder import INDEXES, Recorder, as_tensors
 from xinit.history.replay import needed
 from xinit.history.simplify import fills, record_of
 from xinit.history.storages import (
@@ -31,13 +32,12 @@ from xinit.history.storages import (
     store_of,
     without_memory,
 )
-from xinit.lazy.accelerate import truncated_normal_in_one_operator
 from xinit.lazy.late import watch
-from xinit.lazy.recorder import INDEXES, Recorder, as_tensors
 from xinit.lazy.shards import hold
 from xinit.parameters.names import version_of
 from xinit.parameters.plans import Plan, Row, describe
 from xinit.parameters.sites import some
+from xinit.patches import Patch, truncated_normal_in_one_operator
 from xinit.subclasses import plain
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -90,6 +90,9 @@ class _Memory(TorchFunctionMode):
                 store.device = torch.device("meta")  # as was asked for
                 return on_meta(value, store)
         if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
+            args[0].__dict__["_xinit_emptied"] = bool(
+                args[0].numel() and not args[1].numel()
+            )  # as DeepSpeed's ZeRO-3 does
             with self.recorder.pause():
                 args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
         if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
@@ -137,6 +140,7 @@ class Modules:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.members: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()  # in order
+        self.asked_for_meta: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()
         self.parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
         self.parents = weakref.WeakKeyDictionary()
 
@@ -151,6 +155,8 @@ class Modules:
             )
         if not plain(parameter):
             return
+        if _is_meta(None):
+            self.asked_for_meta[module] = None
         with DisableTorchFunction(), self.recorder.pause():
             store = store_of(parameter)
             if store is None:
@@ -191,6 +197,7 @@ class Modules:
         _defer_what_shares({store for *_, store in held})
         self.recorder.finish()
         self._warn_of_what_was_read(held)
+        self._warn_of_what_was_skipped({id(module) for module, *_, store in held if store.deferred})
         for module, name, tensor, store in held:
             if not store.deferred:
                 continue
@@ -218,6 +225,18 @@ class Modules:
                 f"torch's generator, whatever the key",
                 stacklevel=5,
             )
+
+    def _warn_of_what_was_skipped(self, deferred: set[int]) -> None:
+        """transformers' models do not initialise themselves where the default device is meta."""
+        parts = {id(module) for module in self.asked_for_meta} & deferred
+        for root in self.roots():
+            if hasattr(root, "_init_weights") and any(id(module) in parts for module in root.modules()):
+                warnings.warn(
+                    f"deferred: {type(root).__name__} was built within torch.device('meta'), where transformers does not run "
+                    f"its initialisation, so that its parameters have that of their layers: leave that out, which "
+                    f"deferred() does not need",
+                    stacklevel=5,
+                )
 
 
 def _store(tensor: Tensor) -> Store | None:
@@ -271,9 +290,6 @@ def _defer_what_shares(stores: set[Store]) -> None:
 # torch calls these hooks for every module of every thread; each looks for the context of its own thread.
 
 _thread = threading.local()
-_lock = threading.Lock()
-_users = 0
-_handles: list[Any] = []
 
 
 def _on_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -290,6 +306,23 @@ def _on_module(module: nn.Module, name: str, submodule: nn.Module | None) -> Non
     if (modules := getattr(_thread, "modules", None)) and submodule is not None:
         modules.members.update({module: None, submodule: None})
         modules.parents[submodule] = weakref.ref(module), name
+
+
+def _register() -> Callable[[], None]:
+    handles = (
+        hooks.register_module_parameter_registration_hook(_on_parameter),
+        hooks.register_module_buffer_registration_hook(_on_buffer),
+        hooks.register_module_module_registration_hook(_on_module),
+    )
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
+
+
+_hooks = Patch(_register)
 
 
 def is_deferring() -> bool:
@@ -386,7 +419,6 @@ def deferred() -> Iterator[Recorded]:
         >>> torch.equal(model.weight[1:], weight[1:]), model.weight[0].any().item()
         (True, False)
     """
-    global _users
     if modules := getattr(_thread, "modules", None):
         yield Recorded(modules)
         if getattr(_thread, "modules", None) is not modules:
@@ -397,27 +429,16 @@ def deferred() -> Iterator[Recorded]:
         return
     recorder = Recorder()
     modules = Modules(recorder)
-    with _lock:
-        if not _users:
-            _handles[:] = [
-                hooks.register_module_parameter_registration_hook(_on_parameter),
-                hooks.register_module_buffer_registration_hook(_on_buffer),
-                hooks.register_module_module_registration_hook(_on_module),
-            ]
-        _users += 1
     _thread.modules = modules
-    with ordinary_tensors():
+    with _hooks, ordinary_tensors():
         try:
             with ExitStack() as stack:
-                stack.enter_context(truncated_normal_in_one_operator())
+                if _is_meta(None):  # parameters have no memory here anyway, and transformers would not initialise them
+                    stack.enter_context(torch.device("cpu"))
+                stack.enter_context(truncated_normal_in_one_operator)
                 stack.enter_context(_Memory(recorder))
                 stack.enter_context(recorder)
                 yield Recorded(modules)
         finally:
             _thread.modules = None
-            with _lock:
-                _users -= 1
-                if not _users:
-                    for handle in _handles:
-                        handle.remove()
             modules.seal()

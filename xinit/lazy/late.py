@@ -19,10 +19,10 @@ from torch.nn import init
 
 from xinit._torch import IS_PARAMETER, LOADS, NO_GRAD, DisableTorchFunctionSubclass, mark_parameter, of_class
 from xinit.guards import check_can_wait
+from xinit.history.recorder import INDEXES, Recorder, as_tensors, is_recording
 from xinit.history.storages import store_of
-from xinit.lazy.accelerate import truncated_normal_in_one_operator
-from xinit.lazy.recorder import INDEXES, Recorder, as_tensors, is_recording
 from xinit.parameters.names import version_of
+from xinit.patches import truncated_normal_in_one_operator
 from xinit.subclasses import plain
 
 IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ class Late:
                 output = func(*args, **kwargs)
             else:
                 seen = [leaf for leaf in args if isinstance(leaf, Late) and _is_as_seen(leaf)]
-                with truncated_normal_in_one_operator(), Recorder(late=True), telling_where_to():
+                with truncated_normal_in_one_operator, Recorder(late=True), telling_where_to():
                     output = func(*args, **kwargs)
                 for leaf in seen:
                     _see(leaf)

@@ -1,11 +1,11 @@
-"""``materialize_()``: what :func:`xinit.deferred` has recorded, drawn; ``audit()``: what is still to be drawn."""
+"""``materialize_()``: what :func:`xinit.deferred` has recorded, drawn."""
 
 from __future__ import annotations
 
 import gc
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,127 +16,37 @@ from torch.nn.parameter import is_lazy
 from xinit._torch import DisableTorchFunction, local_tensor, of_class, swap_tensor, without_modes
 from xinit.dtensor import cut, is_sharded, outside, with_memory
 from xinit.history.replay import needed, replay
-from xinit.history.simplify import Record, box, origin, record_of
-from xinit.history.storages import Node, Ref, Store, is_raw, now, ordinary_tensors, purge, store_of
+from xinit.history.simplify import box, origin
+from xinit.history.storages import Node, Ref, Store, ordinary_tensors, purge
 from xinit.keys import Key
-from xinit.lazy.late import Late, own_class, release
-from xinit.lazy.shards import Shard, holds_deferred, is_raw_shard, let_go, whole_of, written_unseen
-from xinit.parallel.ranks import Ranks, offloaded
-from xinit.parameters.names import canonical_name, modules_of, tensors_of, version_of
-from xinit.parameters.sites import known_unwritten, mark_unwritten, some
-from xinit.parameters.table import fold, table
-from xinit.parameters.writes import Write, fill_writes_
-from xinit.subclasses import held, plain, rewrap
-
-
-class _Target:
-    """A parameter or buffer that is to get its memory."""
-
-    def __init__(self, name: str, tensor: Tensor, record: Record, wrapper: Tensor) -> None:
-        self.name, self.tensor, self.record = name, tensor, record
-        self.wrapper = wrapper  # the tensor itself, or the wrapper subclass that holds it
-        self.whole = record.ref
-        self.store = record.ref.store
-
-    def writes(self, key: Key) -> list[Write]:
-        """Its parts, to be drawn from the model's key."""
-        key = key.fold_in(self.name)
-        return [Write(what, key, offsets, shape, frame) for what, offsets, shape, frame in self.record.parts or ()]
-
-    def written(self) -> bool:
-        """Whether anything was ever written to it."""
-        return self.record.parts != () or not self.whole.numel
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """The modules that hold each tensor, by its id, and the names under which they do."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                places.setdefault(id(tensor), []).append((module, name))
-    return places
-
-
-def _record(tensor: Tensor) -> Record | None:
-    """What is known of a tensor on the meta device by its storage."""
-    store = store_of(tensor) if plain(tensor) else None
-    if store is None or not store.deferred:
-        return None
-    if store.unknown and any(node.is_unknown for node in needed(store, now())):
-        return None
-    left: Record | None = tensor.__dict__.get("_xinit_record")
-    if left is not None and left.describes(tensor, store):
-        return left
-    return record_of(tensor, store, left.version if left else version_of(tensor))
-
-
-def _targets(model: nn.Module, op: str) -> tuple[list[_Target], list[Tensor], dict[str, str]]:
-    """What has a record, parameters first; what is real; and the names of what has no values and no record, with the reason."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
-    targets, real, unknown = [], [], dict[str, str]()
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    with DisableTorchFunction():  # or is_meta would say what deferred() has it say
-        for name, tensor in [*tensors_of(model), *_set_later(model)]:
-            if not tensor.is_meta:
-                real.append(tensor)
-                if is_sharded(tensor):
-                    places = places or _places(model)
-                    raw = is_raw_shard(places.get(id(tensor), []), tensor)
-                else:
-                    raw = plain(tensor) and is_raw(tensor)
-                if raw:
-                    unknown[name] = _RAW
-                continue
-            try:
-                values = held(tensor, f"{op}: {name}")
-            except NotImplementedError:
-                if op == "materialize_":
-                    raise
-                unknown[name] = _OUTSIDE
-                continue
-            record = _record(whole_of(tensor) if isinstance(tensor, Shard) else values)
-            if record is not None:
-                targets.append(_Target(name, values, record, tensor))
-            elif (
-                (is_sharded(tensor) and not isinstance(tensor, Shard)) or not plain(values) or store_of(values) is None
-            ):
-                unknown[name] = _OUTSIDE
-            else:
-                unknown[name] = _CHANGED
-    return targets, real, unknown
-
-
-def _set_later(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What modules hold as attributes since the context, made of what has no memory."""
-    seen: set[int] = set()
-    for _, prefix, (*_, module) in modules_of(model):
-        known = {id(tensor) for _, tensor in module.__dict__.get("_xinit_held", ())}
-        for name, value in module.__dict__.items():
-            if isinstance(value, Late) and id(value) not in known | seen:
-                seen.add(id(value))
-                yield prefix + name, value  # type: ignore[misc]
-
-
-_OUTSIDE = "on the meta device, built outside of deferred()"
-_CHANGED = "on the meta device, made of tensors that were put there outside of deferred()"
-_RAW = "has memory by to_empty(), but no values"
+from xinit.lazy.late import own_class, release
+from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_unseen
+from xinit.lazy.targets import CHANGED, EMPTIED, RAW, Target, places_of, targets_of
+from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
+from xinit.parameters.names import canonical_name, version_of
+from xinit.parameters.sites import mark_unwritten, some
+from xinit.parameters.writes import fill_writes_
+from xinit.subclasses import rewrap
 
 
 def _refuse(unknown: dict[str, str], model: nn.Module) -> None:
     """Raise an error for the first kind of them."""
     why = next(iter(unknown.values()))
     names = some([name for name, other in unknown.items() if other is why])
-    if why is _RAW:
+    if why is RAW:
         raise RuntimeError(
             f"materialize_: to_empty() has replaced {names} by memory without values, and buffers likewise: leave it out, "
             f"materialize_(model, device) gives them their memory"
         )
-    if why is _CHANGED:
+    if why is CHANGED:
         raise RuntimeError(
             f"materialize_: {names} changed after the xinit.deferred() context, with tensors of which nothing is known, such as "
             f"the new rows of a resized embedding: do that within it, or within another one"
+        )
+    if why is EMPTIED:
+        raise RuntimeError(
+            f"materialize_: {names} have no elements any more, as under DeepSpeed's ZeRO-3: materialize_ the model first, and "
+            f"partition it then, by deepspeed.zero.Init(module=model) or deepspeed.initialize"
         )
     sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
     raise RuntimeError(
@@ -217,7 +127,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _check(model: nn.Module, targets: list[_Target], real: list[Tensor], unknown: dict[str, str]) -> None:
+def _check(model: nn.Module, targets: list[Target], real: list[Tensor], unknown: dict[str, str]) -> None:
     """Raise if not all can be drawn, or there is nothing to draw."""
     if unknown:
         _refuse(unknown, model)
@@ -248,11 +158,14 @@ def _materialize_(
     model: nn.Module, device: torch.device | str | None, key: Key | None, progress: bool, check: bool
 ) -> list[str]:
     """Returns the names of what was never written."""
-    targets, real, unknown = _targets(model, "materialize_")
+    targets, real, unknown = targets_of(model, "materialize_")
     if key is not None and not isinstance(key, Key):
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     _check(model, targets, real, unknown)
+    if broken := _broken_ties(model, targets):
+        _tie(model, broken)
+        targets = [target for target in targets if all(target is not other for _, other in broken)]
     if key is None:
         drawn = Key.drawn(torch.default_generator)
         key = Ranks(model.parameters(), "materialize_").first_key(drawn)
@@ -295,7 +208,32 @@ def _materialize_(
     return [target.name for target in targets if not target.written()]
 
 
-def _written_unseen(target: _Target) -> bool:
+def _broken_ties(model: nn.Module, targets: list[Target]) -> list[tuple[Target, Target]]:
+    """The shards of parameters that modules shared, each after the first with the first one, in whose place it can be put.
+
+    They would start as equals and be trained apart.
+    """
+    first: dict[int, Target] = {}
+    pairs = [(one, t) for t in targets if (one := first.setdefault(id(whole_of(t.tensor)), t)) is not t]
+    for one, other in pairs:
+        places = [(getattr(t.tensor, "device_mesh", None), getattr(t.tensor, "placements", None)) for t in (one, other)]
+        if places[0] != places[1] or fully_sharded(model):
+            raise RuntimeError(
+                f"materialize_: {one.name} and {other.name} were one parameter, and are two since the model was sharded, placed "
+                f"by {places[0][1]} and {places[1][1]}: tie them again before fully_shard and materialize_, as in "
+                f"model.output.weight = model.embedding.weight"
+            )
+    return pairs
+
+
+def _tie(model: nn.Module, pairs: list[tuple[Target, Target]]) -> None:
+    places = places_of(model)
+    for one, other in pairs:
+        for module, name in places[id(other.wrapper)]:
+            module._parameters[name] = one.wrapper  # type: ignore[assignment]
+
+
+def _written_unseen(target: Target) -> bool:
     """Whether something was done to it after the context of which nothing is recorded."""
     tensor = target.tensor
     if isinstance(tensor, Shard):
@@ -304,65 +242,78 @@ def _written_unseen(target: _Target) -> bool:
     return version_of(tensor) != target.record.version and left is not None and not target.store.since(left.time)
 
 
-def _drawn(targets: list[_Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
+def _drawn(targets: list[Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
     """The values of all targets, in their order: fills in one batch, and everything else done again, all of it on one device.
 
     Those of the sharded ones among them whose ids are in `on_cpu` go there.
     """
-    again, nodes = _again(targets)
-    replayed = set(again)
-    storages = replay(
-        nodes, _keys_of(again, {target.store for target in targets}, key), {t.store for t in again}, device
-    )
-
-    values: list[Tensor] = []
-    jobs: list[tuple[str, Tensor, list[Write]]] = []
-    for target in targets:
-        tensor = target.tensor
-        if is_sharded(tensor):
-            value = with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else device)
-            if target in replayed:
-                cut(target.whole.of(storages[target.store]), value)
-        elif target in replayed:
-            value = target.whole.among(storages, device).to(tensor.dtype)
-        else:
-            value = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        values.append(value)
-        if target not in replayed:
-            jobs.append((target.name, value, target.writes(key)))
+    needs = _again(targets)
+    keys = _keys_of(list(needs), {target.store for target in targets}, key)
+    # What stays has its memory before what does not: the holes that this leaves are for the next.
+    values = {t: _memory(t, device, on_cpu) for t in targets if t not in needs or is_sharded(t.tensor)}
+    for alike in _apart(needs):
+        nodes = {node for target in alike for node in needs[target]}
+        storages = replay(nodes, keys, {target.store for target in alike}, device)
+        for target in alike:
+            whole = target.whole.among(storages, device)
+            if target in values:
+                cut(whole, values[target])
+            else:
+                values[target] = whole.to(target.tensor.dtype)
+        del storages, whole  # before the next ones take theirs
+    jobs = [(target.name, values[target], target.writes(key)) for target in targets if target not in needs]
     fill_writes_(jobs, progress, "materialize_")
-    return values
+    return [values[target] for target in targets]
 
 
-def _again(targets: list[_Target]) -> tuple[list[_Target], dict[Node, None]]:
-    """The targets of which what was recorded is to be done again, and all that takes, for them."""
-    replayed: set[_Target] = set()
-    nodes: dict[Node, None] = {}
+def _memory(target: Target, device: torch.device, on_cpu: set[int]) -> Tensor:
+    tensor = target.tensor
+    if is_sharded(tensor):
+        return with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else device)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def _again(targets: list[Target]) -> dict[Target, list[Node]]:
+    """The targets of which what was recorded is to be done again, in their order, and all that each takes."""
+    needs: dict[Target, list[Node]] = {}
+    read: set[Store] = set()
     owned = Counter(target.store for target in targets)
     # Two parameters that are views of one storage take their values in the order of time.
     simple = {target for target in targets if target.record.parts is not None and owned[target.store] == 1}
     while True:
         # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
-        read = {ref.store for node in nodes for ref in node.refs}
         shared = owned.keys() | read
         rest = [
             target
             for target in targets
-            if target not in replayed
+            if target not in needs
             and (target not in simple or target.store in read or not shared.isdisjoint(target.record.sources))
         ]
         if not rest:
-            break
-        replayed.update(rest)
+            return {target: needs[target] for target in targets if target in needs}
         for target in rest:
-            nodes |= dict.fromkeys(needed(target.store, target.record.time))
-    return [target for target in targets if target in replayed], nodes
+            needs[target] = needed(target.store, target.record.time)
+            read.update(ref.store for node in needs[target] for ref in node.refs)
 
 
-def _keys_of(again: list[_Target], owned: set[Store], key: Key) -> dict[Node, tuple[Key, Ref | None]]:
+def _apart(needs: dict[Target, list[Node]]) -> Iterable[list[Target]]:
+    """Groups of targets that have nothing to do with each other: doing one again at a time takes the memory of one."""
+    groups: dict[Node | Store, list[Target]] = {}
+    for target, nodes in needs.items():
+        parts: list[Node | Store] = [target.store, *nodes]
+        met = {id(one): one for part in parts if (one := groups.get(part))}
+        group: list[Target] = next(iter(met.values()), [])
+        joining = [target, *(other for joined in met.values() if joined is not group for other in joined)]
+        group += joining
+        for other in joining:
+            groups.update(dict.fromkeys((other.store, *needs[other]), group))
+    return {id(group): group for group in groups.values()}.values()
+
+
+def _keys_of(again: list[Target], owned: set[Store], key: Key) -> dict[Node, tuple[Key, Ref | None]]:
     """Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them."""
     keys: dict[Node, tuple[Key, Ref | None]] = {}
-    own: dict[Node, tuple[_Target, Ref]] = {}
+    own: dict[Node, tuple[Target, Ref]] = {}
     for copied in True, False:
         for t in reversed(again):
             whole, time = origin(t.whole, t.record.time) if copied else (t.whole, t.record.time)
@@ -379,48 +330,3 @@ def _keys_of(again: list[_Target], owned: set[Store], key: Key) -> dict[Node, tu
                 keys[node] = key.fold_in(target.name).fold_in(count), None
                 count += 1
     return keys
-
-
-class Audit(list[tuple[str, str]]):
-    """Names of parameters and buffers, and what is wrong with each; printed, a table, of one line for equal layers."""
-
-    def __str__(self) -> str:
-        if not self:
-            return "every parameter and buffer has its values"
-        return table(("count", "name", "problem"), fold(self))
-
-
-def audit(model: nn.Module) -> Audit:
-    """The parameters and buffers of a model that have no values: without memory, or never written.
-
-    Returns:
-        a list of names and problems, which prints as a table; it is empty, and so false, if all is well.
-
-    Raises:
-        TypeError: if ``model`` is not a module.
-
-    Example:
-        >>> import torch, xinit
-        >>> with xinit.deferred():
-        ...     model = torch.nn.Linear(100, 200, bias=False)
-        >>> print(xinit.audit(model))
-        count  name    problem
-            1  weight  deferred: on the meta device until materialize_
-        >>> xinit.audit(xinit.materialize_(model))
-        []
-    """
-    targets, _, unknown = _targets(model, "audit")
-    problems = dict(unknown)
-    for target in targets:
-        written = "deferred: on the meta device until materialize_"
-        problems[target.name] = written if target.written() else "deferred, but never written by the constructor"
-    rows = Audit()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        canonical = canonical_name(name)
-        if canonical in problems:
-            rows.append((canonical, problems[canonical]))
-        elif is_lazy(tensor):
-            rows.append((canonical, "lazy: without a shape until the model is called with an input"))
-        elif known_unwritten(tensor):
-            rows.append((canonical, "never written"))
-    return rows

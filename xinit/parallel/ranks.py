@@ -179,17 +179,18 @@ def _unequal(numbers: Tensor, mesh: Any, dim: int) -> Tensor:
 
 def reshard(model: nn.Module) -> None:
     """Put FSDP2's modules back to their shards: what is written to a gathered parameter is lost."""
-    for module in _fully_sharded(model):
+    for module in fully_sharded(model):
         module.reshard()
 
 
 def offloaded(model: nn.Module) -> set[int]:
     """The ids of the parameters that FSDP2 keeps on the CPU."""
-    held = (parameter for module in _fully_sharded(model) for parameter in fsdp_parameters(module))
+    held = (parameter for module in fully_sharded(model) for parameter in fsdp_parameters(module))
     return {id(parameter.sharded_param) for parameter in held if parameter.offload_to_cpu}
 
 
-def _fully_sharded(model: nn.Module) -> list[Any]:
+def fully_sharded(model: nn.Module) -> list[Any]:
+    """FSDP2's modules, which it gives a class of their own."""
     return [module for module in model.modules() if is_fully_sharded(type(module))]
 
 

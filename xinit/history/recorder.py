@@ -14,76 +14,42 @@ from torch import Tensor
 from xinit._torch import (
     DisableTorchFunction,
     TorchDispatchMode,
-    reshape_alias,
     schema_of,
-    to_copy,
     tree_leaves,
     tree_map,
-    unsafe_view,
 )
-from xinit.distributions import DTYPES, FLOAT8, Distribution
+from xinit.distributions import FLOAT8, Distribution
+from xinit.history.operators import (
+    COPIES,
+    EMPTY,
+    FACTORIES,
+    POINTWISE,
+    VIEWS,
+    distribution,
+    makes_fillable,
+    sized_by_values,
+    tensors_of,
+    told,
+)
+from xinit.history.operators import written as written_by
 from xinit.history.replay import needed, replay
 from xinit.history.storages import (
     Data,
     Node,
     Ref,
     Store,
-    distribution,
     known,
     mark_raw,
     now,
     on_meta,
     ref,
     store_of,
-    torchs_complex_normal,
 )
 from xinit.keys import Key
 from xinit.subclasses import plain
 
 _aten = torch.ops.aten
-_EMPTY = frozenset(
-    {
-        _aten.empty.memory_format,
-        _aten.empty_like.default,
-        _aten.empty_strided.default,
-        _aten.new_empty.default,
-        _aten.new_empty_strided.default,
-    }
-)
-# Those that make a tensor and fill it: the operator that fills, and which argument is the value, if there is one.
-_FACTORIES: dict[Any, tuple[Any, int]] = {
-    **{getattr(_aten, name).default: (_aten.zero_.default, 0) for name in ("zeros", "zeros_like", "new_zeros")},
-    **{getattr(_aten, name).default: (_aten.fill_.Scalar, 9) for name in ("ones", "ones_like", "new_ones")},
-    **{
-        getattr(_aten, name).default: (_aten.fill_.Scalar, n)
-        for name, n in (("full", 1), ("full_like", 1), ("new_full", 2))
-    },
-    **{
-        getattr(getattr(_aten, name + suffix), overload): (fill, 0)
-        for suffix in ("", "_like")
-        for name, fill in (("rand", _aten.uniform_.default), ("randn", _aten.normal_.default))
-        for overload in {"default", "generator"} & set(getattr(_aten, name + suffix).overloads())
-    },
-    _aten.normal.float_float: (_aten.normal_.default, 0),
-}
-# Those that can be put off too, for one tensor and numbers.
-_POINTWISE = frozenset(
-    {
-        *(getattr(_aten, name).Tensor for name in ("mul", "div", "add", "sub")),
-        *(getattr(_aten, name).default for name in ("neg", "clone")),
-        to_copy,
-    }
-)
-# They write to two arguments, running statistics, without saying so: the first of them, and which argument says whether.
-_UNDECLARED = {
-    getattr(_aten, name).default: (3, 5)
-    for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
-    if hasattr(_aten, name)
-}
 _SMALL = 1 << 14  # bytes: not worth to be left untouched
-# They return what they were given, or change what a tensor is a view of; they do not look at values.
-_VIEWS = frozenset({unsafe_view, reshape_alias})
-
 
 INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
 
@@ -137,19 +103,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return self._see(func, args, kwargs or {})
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.paused or func.is_view or func in _VIEWS:
+        if self.paused or func.is_view or func in VIEWS:
             return func(*args, **kwargs)
         if func is _aten.set_.source_Tensor and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
             with self.pause():
                 args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
         if torch.Tag.inplace_view in func.tags and func is not _aten.resize_.default:
             return func(*args, **kwargs)
-        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
+        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_of(value)]
         if not all(plain(tensor) for tensor in tensors):
             return func(*args, **kwargs)
         if self.late and (real := self._not_to_be_recorded(func, args, kwargs, tensors)) is not None:
             return real[0]
-        if func in _EMPTY or (func in _FACTORIES and _fillable(func, args, kwargs)):
+        if func in EMPTY or makes_fillable(func, args, kwargs):
             return self._make(func, args, kwargs)
         stores = [store for store in map(store_of, tensors) if store]
         meta = any(tensor.is_meta for tensor in tensors) or str(kwargs.get("device")) == "meta"
@@ -157,16 +123,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return func(*args, **kwargs)
         if (filled := self._fill(func, args, kwargs)) is not None:
             return filled[0]
-        for tensor in _told(func, args):
-            if (told := store_of(tensor)) and not told.deferred:
-                self.read(told, str(func))
+        for tensor in told(func, args, _is_ref):
+            if (store := store_of(tensor)) and not store.deferred:
+                self.read(store, str(func))
         if meta or any(store.deferred for store in stores):
             return self._record(func, args, kwargs, tensors)
-        if func in _POINTWISE and len(tensors) == 1 and (store := stores[0]).lazy and store.nbytes > _SMALL:
+        if (
+            (func in POINTWISE or func in COPIES)
+            and len(tensors) == 1
+            and (store := stores[0]).lazy
+            and store.nbytes > _SMALL
+        ):
             return self._put_off(func, args, kwargs)
         for store in stores:
             self.flush(store)
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         for store in filter(None, map(store_of, written)):
             self.settle(store)
         if torch.Tag.nondeterministic_seeded not in func.tags and not any(s.random or s.read for s in stores):
@@ -185,10 +156,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """Do after the context what gives real tensors, or takes values of which nothing is known."""
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != "meta":
             output = func(*args, **kwargs)
-            if func in _EMPTY and output.numel() and output.is_floating_point() and plain(output):
+            if func in EMPTY and output.numel() and output.is_floating_point() and plain(output):
                 mark_raw(output)
             return (output,)
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         if all(not t.is_meta or store_of(t) or any(t is w for w in written) for t in tensors):
             return None  # all that it takes is known
         try:
@@ -209,7 +180,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _make(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A new tensor, its memory not touched if it is of some size."""
-        if func in _EMPTY or kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided):
+        if func in EMPTY or kwargs.get("pin_memory") or kwargs.get("layout") not in (None, torch.strided):
             tensor = func(*args, **kwargs)
         else:
             like = args[0].device if args and isinstance(args[0], Tensor) else torch.device("cpu")
@@ -224,13 +195,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self.lazy.append(weakref.ref(store))
         elif args and isinstance(args[0], Tensor) and not kwargs.get("device") and (origin := store_of(args[0])):
             store.device = origin.device
-        if func in _FACTORIES:
-            fill, index = _FACTORIES[func]
-            values: tuple[Any, ...] = ()
-            if func is _aten.normal.float_float:
-                values = args[:2]
-            elif fill is _aten.fill_.Scalar:
-                values = (args[index] if index < len(args) else kwargs.get("fill_value", 1),)
+        if func in FACTORIES:
+            fill, values = FACTORIES[func].fill, FACTORIES[func].given(args, kwargs)
             generator = kwargs.get("generator")
             given = {"generator": generator} if generator else {}
             if self._fill(fill, (tensor, *values), given) is None:
@@ -259,7 +225,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         store = None if target is None else store_of(target)
         if target is None or store is None:
             return None
-        drawn = distribution(func, args, kwargs)
+        drawn = None if any(map(store_of, tensors_of(args[1:]))) else distribution(func, args, kwargs)
         if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
             return None
         self.settle(store)
@@ -290,7 +256,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         replaced = {"device": torch.device("meta")} if kwargs.get("device") else {}
         if kwargs.get("generator"):
             kwargs = kwargs | {"generator": None}
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         node = self._node(func, args, kwargs, written)
         real: dict[int, Tensor] = {}
 
@@ -323,8 +289,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """
         stores = {ref.store for ref in node.refs}
         nodes = [other for store in stores for other in needed(store, node.time)]
-        told = {ref.store for ref in tree_leaves(_told(node.func, node.args), is_leaf=_is_ref) if _is_ref(ref)}
-        if any(other.random for store in told for other in needed(store, node.time)) and _sized(node.func):
+        answers = {
+            ref.store for ref in tree_leaves(told(node.func, node.args, _is_ref), is_leaf=_is_ref) if _is_ref(ref)
+        }
+        if any(other.random for store in answers for other in needed(store, node.time)) and sized_by_values(node.func):
             raise RuntimeError(
                 f"deferred: {node.func} cannot be recorded: the size of what it returns depends on the values of {label}, which "
                 f"has none yet"
@@ -444,34 +412,6 @@ def _real(leaf: Ref | Data) -> Tensor:
     return leaf.of(storage)
 
 
-def _fillable(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether what a factory makes can be filled later, by a distribution."""
-    fill = _FACTORIES[func][0]
-    if fill in (_aten.zero_.default, _aten.fill_.Scalar):
-        return True
-    like = args[0].dtype if args and isinstance(args[0], Tensor) else torch.get_default_dtype()
-    dtype = kwargs.get("dtype") or like
-    parameters = args[:2] if func is _aten.normal.float_float else ()
-    return dtype in DTYPES and (not dtype.is_complex or torchs_complex_normal(fill, parameters))
-
-
-# Of these only the later arguments say how large the result is.
-_BY_MASK = frozenset({_aten.index.Tensor, _aten.masked_select.default})
-
-
-def _sized(func: Any) -> bool:
-    return torch.Tag.dynamic_output_shape in func.tags
-
-
-def _told(func: Any, args: tuple[Any, ...]) -> list[Any]:
-    """The arguments of which what an operator returns tells Python something, as a number or by its size."""
-    if not (_sized(func) or torch.Tag.data_dependent_output in func.tags):
-        return []
-    tensors = [leaf for leaf in tree_leaves(args[1:] if func in _BY_MASK else args, is_leaf=_is_ref)]
-    tensors = [leaf for leaf in tensors if isinstance(leaf, Tensor) or _is_ref(leaf)]
-    return [t for t in tensors if t.dtype in (torch.bool, torch.uint8)] if func is _aten.index.Tensor else tensors
-
-
 def _is_ref(value: Any) -> bool:
     return isinstance(value, Ref)
 
@@ -482,24 +422,3 @@ def _sound(what: Distribution, dtype: torch.dtype) -> bool:
     if not max(map(abs, what.parameters)) < (240 if dtype in FLOAT8 else 6e4):
         return False
     return what.name == "constant" or (what.name == "normal" and b >= 0) or (what.name == "uniform" and a <= b)
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments that the operator writes to."""
-    if func in _UNDECLARED:
-        first, whether = _UNDECLARED[func]
-        return [tensor for tensor in args[first : first + 2] if tensor is not None and args[whether]]
-    if not schema_of(func).is_mutable:
-        return []
-    written = []
-    for i, argument in enumerate(schema_of(func).arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            written += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
-    return written
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Those of an operator's argument, which is one, a list of them, or something else."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []

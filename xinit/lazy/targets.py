@@ -1,0 +1,125 @@
+"""What is to get its values in a model that :func:`xinit.deferred` has built, and what cannot, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from xinit._torch import DisableTorchFunction
+from xinit.dtensor import is_sharded
+from xinit.history.replay import needed
+from xinit.history.simplify import Record, record_of
+from xinit.history.storages import is_raw, now, store_of
+from xinit.keys import Key
+from xinit.lazy.late import Late
+from xinit.lazy.shards import Shard, is_raw_shard, whole_of
+from xinit.parameters.names import modules_of, tensors_of, version_of
+from xinit.parameters.writes import Write
+from xinit.subclasses import held, plain
+
+
+class Target:
+    """A parameter or buffer that is to get its memory."""
+
+    def __init__(self, name: str, tensor: Tensor, record: Record, wrapper: Tensor) -> None:
+        self.name, self.tensor, self.record = name, tensor, record
+        self.wrapper = wrapper  # the tensor itself, or the wrapper subclass that holds it
+        self.whole = record.ref
+        self.store = record.ref.store
+
+    def writes(self, key: Key) -> list[Write]:
+        """Its parts, to be drawn from the model's key."""
+        key = key.fold_in(self.name)
+        return [Write(what, key, offsets, shape, frame) for what, offsets, shape, frame in self.record.parts or ()]
+
+    def written(self) -> bool:
+        """Whether anything was ever written to it."""
+        return self.record.parts != () or not self.whole.numel
+
+
+def places_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The modules that hold each tensor, by its id, and the names under which they do."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((module, name))
+    return places
+
+
+def _record(tensor: Tensor) -> Record | None:
+    """What is known of a tensor on the meta device by its storage."""
+    store = store_of(tensor) if plain(tensor) else None
+    if store is None or not store.deferred:
+        return None
+    if store.unknown and any(node.is_unknown for node in needed(store, now())):
+        return None
+    left: Record | None = tensor.__dict__.get("_xinit_record")
+    if left is not None and left.describes(tensor, store):
+        return left
+    return record_of(tensor, store, left.version if left else version_of(tensor))
+
+
+def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], dict[str, str]]:
+    """What has a record, parameters first; what is real; and the names of what has no values and no record, with the reason."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
+    targets, real, unknown = [], [], dict[str, str]()
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    with DisableTorchFunction():  # or is_meta would say what deferred() has it say
+        for name, tensor in [*tensors_of(model), *_set_later(model)]:
+            if not tensor.is_meta:
+                real.append(tensor)
+                if is_sharded(tensor):
+                    places = places or places_of(model)
+                    raw = is_raw_shard(places.get(id(tensor), []), tensor)
+                else:
+                    raw = plain(tensor) and is_raw(tensor)
+                if raw:
+                    unknown[name] = RAW
+                continue
+            try:
+                values = held(tensor, f"{op}: {name}")
+            except NotImplementedError:
+                if op == "materialize_":
+                    raise
+                unknown[name] = OUTSIDE
+                continue
+            record = _record(whole_of(tensor) if isinstance(tensor, Shard) else values)
+            if _is_emptied(tensor):
+                unknown[name] = EMPTIED
+            elif record is not None:
+                targets.append(Target(name, values, record, tensor))
+            elif (
+                (is_sharded(tensor) and not isinstance(tensor, Shard)) or not plain(values) or store_of(values) is None
+            ):
+                unknown[name] = OUTSIDE
+            else:
+                unknown[name] = CHANGED
+    return targets, real, unknown
+
+
+def _set_later(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What modules hold as attributes since the context, made of what has no memory."""
+    seen: set[int] = set()
+    for _, prefix, (*_, module) in modules_of(model):
+        known = {id(tensor) for _, tensor in module.__dict__.get("_xinit_held", ())}
+        for name, value in module.__dict__.items():
+            if isinstance(value, Late) and id(value) not in known | seen:
+                seen.add(id(value))
+                yield prefix + name, value  # type: ignore[misc]
+
+
+OUTSIDE = "on the meta device, built outside of deferred()"
+CHANGED = "on the meta device, made of tensors that were put there outside of deferred()"
+RAW = "has memory by to_empty(), but no values"
+EMPTIED = "without elements since, as those that DeepSpeed's ZeRO-3 partitions"
+
+
+def _is_emptied(tensor: Any) -> bool:
+    """Whether it had elements and has none, as its values are elsewhere."""
+    left: Record | None = tensor.__dict__.get("_xinit_record")
+    had = (left is not None and bool(left.ref.numel)) or tensor.__dict__.get("_xinit_emptied", False)
+    return hasattr(tensor, "ds_id") or (had and not tensor.numel())
