@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -129,41 +129,10 @@ def init_(
     do(steps, key, progress)
     for site in raw:
         mark_unwritten(site.parameter)
-    since = "which nothing has written to since to_empty() or the like, may hold what the memory held"
-    doubtful, misspelt, raw_buffers = rules.judge.in_doubt, rules.misspelt(every), buffers.write()
     kept = 0 if quiet() else len(sites) - len(chosen)
-    for found, words in (
-        (
-            untied,
-            f"{some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()",
-        ),
-        (
-            doubtful,
-            f"what the constructors of {', '.join(doubtful)} may have set is lost, as with to_empty(), and they cannot be run "
-            f"again, for not all of their arguments are attributes of the same names: if that was not what the recipe gives, "
-            f"such as a zero output layer, put a pattern of yours before it; or build the model within xinit.deferred()",
-        ),
-        (
-            misspelt,
-            f"the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters",
-        ),
-        (
-            raw,
-            f"{some([site.name for site in raw])}, skipped, {since}: set them, or build the model within xinit.deferred()",
-        ),
-        (
-            raw_buffers,
-            f"{some(raw_buffers, 'buffer')}, {since}: set them, name them in skip= if they are right, or build the model within "
-            f"xinit.deferred()",
-        ),
-        (
-            kept,
-            f"{kept} of {len(sites)} parameters were loaded from a checkpoint, as their _is_hf_initialized says, and are left as "
-            f"they are; init_(..., loaded=True) fills them too",
-        ),
-    ):
-        if found:
-            warnings.warn(f"init_: {words}", stacklevel=2)
+    raw_names = [site.name for site in raw]
+    for words in _notes(untied, rules, every, raw_names, buffers.write(), f"{kept} of {len(sites)}" if kept else ""):
+        warnings.warn(f"init_: {words}", stacklevel=2)
     return model
 
 
@@ -205,6 +174,35 @@ def plan(
     steps = [rules.step(site, Key(0)) for site in chosen]
     rows = tuple(step.row() for step in steps if loaded or not is_loaded(step.site.parameter))
     return Plan(rows, len(sites) - len(chosen), tuple(rules.unused.values()), len(steps) - len(rows))
+
+
+def _notes(
+    untied: list[str], rules: Rulebook, every: Sequence[Site], raw: list[str], raw_buffers: list[str], kept: str
+) -> Iterator[str]:
+    """What is to be said of a model that is initialised."""
+    since = "which nothing has written to since to_empty() or the like, may hold what the memory held"
+    if untied:
+        yield f"{some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()"
+    if classes := ", ".join(rules.judge.in_doubt):
+        yield (
+            f"what the constructors of {classes} may have set is lost, as with to_empty(), and they cannot be run again, for not "
+            f"all of their arguments are attributes of the same names: if that was not what the recipe gives, such as a zero "
+            f"output layer, put a pattern of yours before it; or build the model within xinit.deferred()"
+        )
+    if misspelt := rules.misspelt(every):
+        yield f"the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters"
+    if raw:
+        yield f"{some(raw)}, skipped, {since}: set them, or build the model within xinit.deferred()"
+    if raw_buffers:
+        yield (
+            f"{some(raw_buffers, 'buffer')}, {since}: set them, name them in skip= if they are right, or build the model within "
+            f"xinit.deferred()"
+        )
+    if kept:
+        yield (
+            f"{kept} parameters were loaded from a checkpoint, as their _is_hf_initialized says, and are left as they are; "
+            f"init_(..., loaded=True) fills them too"
+        )
 
 
 def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:

@@ -74,19 +74,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
         parts += [(len(tensors), as_floats(part, buffer.name), key.words, where) for part, where in there]
         tensors.append(buffer.tensor)
         names.append(buffer.name)
-    found: dict[torch.device, list[tuple[int, Tensor]]] = {}  # one a device, so that nothing waits before the end
-    with bar_of("fingerprint", (part for _, part, _, _ in parts), progress) as bar:
-        for i, part, words, where in parts:
-            window = () if where is None else (where.global_shape, where.offsets)
-            digest = torch.ops.xinit.digest(part.detach(), words, *window)
-            found.setdefault(part.device, []).append((i, digest))
-            if progress:
-                digest.cpu()  # or the bar would run ahead of the device
-                bar.update(part.nbytes)
-    digests = torch.zeros(len(tensors), 2, dtype=torch.int64)
-    for on_one in found.values():
-        indices = torch.tensor([i for i, _ in on_one])
-        digests.index_add_(0, indices, torch.stack([digest for _, digest in on_one]).cpu())
+    digests = _digests(parts, len(tensors), progress)
     differing = ranks.differing(tensors, digests)
     counted = digests[[i for i, tensor in enumerate(tensors) if ranks.counts(tensor)]].sum(0).tolist()
     first, second, wrong = ranks.sum([*counted, len(differing)])
@@ -96,6 +84,24 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
             f"fingerprint: the ranks that should hold the same of {here} do not: was each initialised with a key of its own?"
         )
     return f"{first:016x}{second:016x}"
+
+
+def _digests(parts: Sequence[tuple[int, Tensor, Any, Any]], count: int, progress: bool) -> Tensor:
+    """For each of so many tensors the sum of what its parts have, each given with the tensor's index, a key's words, a window."""
+    found: dict[torch.device, list[tuple[int, Tensor]]] = {}  # one a device, so that nothing waits before the end
+    with bar_of("fingerprint", (part for _, part, _, _ in parts), progress) as bar:
+        for i, part, words, where in parts:
+            window = () if where is None else (where.global_shape, where.offsets)
+            digest = torch.ops.xinit.digest(part.detach(), words, *window)
+            found.setdefault(part.device, []).append((i, digest))
+            if progress:
+                digest.cpu()  # or the bar would run ahead of the device
+                bar.update(part.nbytes)
+    digests = torch.zeros(count, 2, dtype=torch.int64)
+    for on_one in found.values():
+        indices = torch.tensor([i for i, _ in on_one])
+        digests.index_add_(0, indices, torch.stack([digest for _, digest in on_one]).cpu())
+    return digests
 
 
 def _once(parts: Sequence[tuple[Tensor, Any]]) -> list[tuple[Tensor, Any]]:

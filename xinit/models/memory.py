@@ -37,24 +37,14 @@ def check_memory(op: str, sites: Iterable[Site]) -> None:
         if parameter.is_meta:
             meta.append(name)
             continue
-        parameter = held(parameter, f"{op}: parameter {name}")
+        called = f"{op}: parameter {name}"
+        parameter = held(parameter, called)
         if is_sharded(parameter):
-            parameter, boxes = local_of(parameter, f"{op}: parameter {name}")
+            parameter, boxes = local_of(parameter, called)
             if not boxes and site.parameter.numel():
                 continue  # all of its elements are on other ranks
-        if holds_tensors(parameter):
-            kind = type(parameter).__name__
-            raise NotImplementedError(
-                f"{op}: parameter {name} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
-            )
-        elif parameter.layout is not torch.strided:
-            raise NotImplementedError(
-                f"{op}: parameter {name} has layout {parameter.layout}; supported is torch.strided"
-            )
-        elif parameter.dtype not in DTYPES:
-            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise NotImplementedError(f"{op}: parameter {name} has dtype {parameter.dtype}; supported are {supported}")
-        elif parameter.numel() == 0 and _empty_by_shape(site):
+        _check_kind(called, parameter)
+        if parameter.numel() == 0 and _empty_by_shape(site):
             continue
         elif not plain(parameter):
             continue  # fake: a shape and a dtype, but no memory to share
@@ -78,17 +68,22 @@ def check_memory(op: str, sites: Iterable[Site]) -> None:
         )
 
 
+def _check_kind(called: str, parameter: Tensor) -> None:
+    if holds_tensors(parameter):
+        kind = type(parameter).__name__
+        raise NotImplementedError(
+            f"{called} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
+        )
+    if parameter.layout is not torch.strided:
+        raise NotImplementedError(f"{called} has layout {parameter.layout}; supported is torch.strided")
+    if parameter.dtype not in DTYPES:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise NotImplementedError(f"{called} has dtype {parameter.dtype}; supported are {supported}")
+
+
 _SIZES = (
-    *(
-        "out_features",
-        "out_channels",
-        "num_features",
-        "num_channels",
-        "num_parameters",
-        "normalized_shape",
-        "embed_dim",
-    ),
-    "hidden_size",
+    *("out_features", "out_channels", "num_features", "num_channels", "num_parameters"),
+    *("normalized_shape", "embed_dim", "hidden_size"),
 )
 
 
