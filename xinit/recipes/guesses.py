@@ -51,7 +51,8 @@ class Judge:
         resolved = what.resolve(tuple(site.parameter.shape))
         own, complete = self.own.of(site.parameter)
         told = complete or _written(site.parameter)
-        if not told:
+        holds = not told and self._holds(site.parameter, resolved)
+        if not (told or holds):
             own = self.own.by_constructor(site.parameter) or own  # which may have called the methods, and gone on
         if own is not None and not agrees(own, resolved):
             return self._against(site, what, recipe, "its own init", own)
@@ -60,9 +61,9 @@ class Judge:
         value = self._set.get(id(site.parameter)) if told or own is None else None
         if value is not None and not agrees(there := Own(constant(value)), resolved):
             return self._against(site, what, recipe, "and it was set to", there)
-        problem = "" if own is not None else self._unfamiliar(site, resolved, recipe)
-        if problem and _constants([site.parameter]).get(id(site.parameter)) == _constant(resolved) is not None:
-            return ""  # it holds that already
+        problem = "" if own is not None or holds else self._unfamiliar(site, resolved, recipe)
+        if problem and told and self._holds(site.parameter, resolved):
+            return ""
         if not (problem or told or site.parameter.is_meta) and self._emptied:
             around = self.own.in_doubt(site.parameter)
             if site.module in around and _constant(resolved) == 1.0 == identity(
@@ -72,22 +73,27 @@ class Judge:
             self.in_doubt |= dict.fromkeys(type(module).__name__ for module in around)
         return problem
 
+    def _holds(self, parameter: nn.Parameter, what: Distribution) -> bool:
+        """Whether a real parameter has the values already."""
+        value = _constant(what)
+        return value is not None and not self._emptied and _constants([parameter]).get(id(parameter)) == value
+
     @cached_property
-    def _never_written(self) -> list[nn.Parameter]:
-        """Of the parameters of torch's modules, which write theirs as they are built."""
+    def _of_torch(self) -> list[nn.Parameter]:
+        """The parameters of torch's modules, which write theirs as they are built."""
         kinds: Any = {type(module) for module in self.model.modules()}
         known = {kind for kind in kinds if rule_of(kind) is not None}
         owned = (p for module in self.model.modules() if type(module) in known for p in module._parameters.values())
-        return [p for p in owned if p is not None and not p.is_meta and never_written(p)]
+        return [p for p in owned if p is not None and not p.is_meta]
 
     @cached_property
     def _emptied(self) -> bool:
-        return emptied(self._never_written)
+        return emptied(filter(never_written, self._of_torch or self.model.parameters()))
 
     @cached_property
     def _set(self) -> dict[int, float]:
         """The values of those that were set to one; also before they were sharded or copied, and are others since."""
-        copied = [] if self._emptied else self._never_written
+        copied = [] if self._emptied else filter(never_written, self._of_torch)
         return _constants([*filter(_written, self.model.parameters()), *copied])
 
     @staticmethod
