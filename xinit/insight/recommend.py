@@ -82,10 +82,10 @@ def recommend(model: nn.Module, *inputs: Any, **kwargs: Any) -> Recommendation:
         >>> recipe = xinit.recommend(model, torch.ones(2, 64))
         >>> print(recipe)
         parameter  activation  method                              std  why
-        0.weight   gelu        kaiming_normal fan_in gain 1.53   0.192  gelu follows
-        0.bias                 zeros                                 0  a bias
-        2.weight               kaiming_normal fan_in            0.0884  a head: nothing follows
-        2.bias                 zeros                                 0  a bias
+        0.weight   gelu        kaiming_normal fan_in gain 1.53   0.192  gelu rectifies
+        0.bias                 zeros                                 0  bias
+        2.weight               kaiming_normal fan_in            0.0884  head
+        2.bias                 zeros                                 0  bias
         >>> _ = xinit.init_(model, recipe, xinit.Key(0))
     """
     seen = watched("recommend", model, inputs, kwargs)
@@ -113,24 +113,23 @@ def _advice(layer: Layer, leaf: str, branches: int, head: bool, own: OwnInit) ->
     if layer.weights[leaf].dim() < 2:
         return _vector(layer, leaf, drawn, own)
     if layer.is_embedding:
-        return drawn or normal(std=0.02), "an embedding: as its own code has it"
+        return drawn or normal(std=0.02), "embedding, as its own code"
     if not layer.calls:
-        return drawn or normal(std=0.02), "no factor of a product: as its own code has it"
+        return drawn or normal(std=0.02), "no product, as its own code"
     kind = follows(layer)
     if branches > 1:
         what = suited(layer, 1 / math.sqrt(branches)).distribution
-        return what, f"ends one of {branches} residual branches: by 1 / sqrt({branches})"
+        return what, f"1 of {branches} branches"
     if kind is not None:
-        return suited(layer).distribution, f"{kind.name} follows"
-    return suited(layer).distribution, "a head: nothing follows" if head else "no activation follows"
+        return suited(layer).distribution, f"{kind.name} {'rectifies' if kind.rectifies else 'follows'}"
+    return suited(layer).distribution, "head" if head else "no activation"
 
 
 def _vector(layer: Layer, leaf: str, drawn: Distribution | None, own: OwnInit) -> tuple[Distribution, str] | None:
     if layer.is_norm:
-        return drawn or (ones() if leaf == "weight" else zeros()), "a norm"
-    if "bias" in leaf and (drawn is None or drawn.name != "constant" or not drawn.std):
-        constant = drawn is not None and drawn.name == "constant"
-        return (drawn if drawn is not None and constant else zeros()), "a bias"
+        return drawn or (ones() if leaf == "weight" else zeros()), "norm"
+    if "bias" in leaf:  # as its own code has it only if that makes it constant
+        return drawn if drawn is not None and drawn.name == "constant" else zeros(), "bias"
     if drawn is None and own.of(layer.weights[leaf])[0] is not None:
         return None  # computed, by operators that are not the drawing of random numbers
-    return drawn or ones(), "a vector: as its own code has it" if drawn else "a scale"
+    return drawn or ones(), "as its own code" if drawn else "a scale"
