@@ -16,6 +16,7 @@ from networks import SMALL, SOUND, Transformer, batch, deep, gpt2, image, of_tra
 from torch import nn
 
 import xinit
+from xinit.cli import main
 
 KAIMING = xinit.kaiming_normal(nonlinearity="relu")
 relu = partial(deep, 8, nn.ReLU, KAIMING)
@@ -345,25 +346,36 @@ def test_memory_and_time():
     assert held < 30 * 31
 
 
-def test_the_command(tmp_path):
-    """As a subprocess, on a model of the user's: the report, a picture, and a status that says whether it is sound."""
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """On a model of the user's, as a subprocess too: the report, a picture, and a status that says whether it is sound."""
     deep = "def Net(depth): return nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(16, 16), nn.ReLU())))"
-    (tmp_path / "mine.py").write_text(f"from torch import nn\n\n{deep}\n")
-    command = [sys.executable, "-m", "xinit", "diagnose"]
-    here = {"env": os.environ | {"PYTHONPATH": str(Path(xinit.__file__).parents[1])}, "cwd": tmp_path}
-    ran = partial(subprocess.run, capture_output=True, text=True, **here)
-    run = ran([*command, "mine:Net", "depth=20", "--input", "32x16", "--plot", "net.png"])
+    (tmp_path / "my_own_net.py").write_text(f"from torch import nn\n\n{deep}\n")
+    arguments = ["diagnose", "my_own_net:Net", "depth=20", "--input", "32x16"]
+    environment = os.environ | {"PYTHONPATH": str(Path(xinit.__file__).parents[1])}
+    command = [sys.executable, "-m", "xinit", *arguments, "--plot", "net.png"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert (run.returncode, run.stderr) == (1, "")
     assert run.stdout.startswith("Sequential: 20 layers with weights; 1 flag: vanishing\n")
     assert (tmp_path / "net.png").exists()
-    run = ran([*command, "mine:Net", "depth=20", "--input", "32x16", "--recipe", "kaiming"])
-    assert (run.returncode, run.stderr) == (0, "")
-    run = ran([*command, "mine:Net", "depth=2", "--input", "32x15"])
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith("xinit: error: diagnose Sequential: mat1 and mat2")
-    assert run.stderr.count("\n") == 1
-    run = ran([*command, "mine:Net", "depth=2", "--input", "32x0"])
-    assert (run.returncode, run.stderr[:55]) == (2, "xinit: error: argument --input/-i: 32x0 is no shape suc")
+
+    def ran(*arguments):
+        monkeypatch.setattr(sys, "argv", ["xinit", *arguments])
+        try:
+            status = main()
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, err = ran(*arguments, "--recipe", "kaiming")
+    assert (status, err) == (0, "")
+    assert out.startswith("Sequential: 20 layers with weights; sound, no flags\n")
+    status, out, err = ran(*arguments[:-1], "32x15")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("xinit: error: diagnose Sequential: mat1 and mat2")
+    status, out, err = ran(*arguments[:-1], "32x0")
+    assert (status, out) == (2, "")
+    assert err.startswith("xinit: error: argument --input/-i: 32x0 is no shape such as 32x784")
 
 
 def test_pictures_of_flags(tmp_path):
