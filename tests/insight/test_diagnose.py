@@ -303,6 +303,44 @@ def test_tied_weights_and_modules_called_twice():
     assert all(row.grad_rms for row in report.rows)
 
 
+class Standardised(nn.Conv2d):
+    """With weights that are normalised before each use, and a gain, as in networks without norms."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(sizes[1], 1, 1, 1))
+
+    def forward(self, x):
+        flat = self.weight.reshape(1, len(self.weight), -1)
+        weight = nn.functional.batch_norm(flat, None, None, self.gain.view(-1), training=True)
+        return nn.functional.conv2d(x, weight.reshape_as(self.weight) / self.weight[0].numel() ** 0.5, self.bias)
+
+
+def test_weights_that_are_computed_before_use():
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+    rows = xinit.diagnose(model, image(8)).rows
+    assert [(row.name, row.calls, row.activation) for row in rows][:2] == [("0", 1, "relu"), ("2", 1, "")]
+    assert all(row.grad_rms for row in rows if row.calls)
+
+
+def test_a_branch_may_begin_at_zero():
+    """As the last norm or gain of a block, before a gate too: its first step ends that."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.gate = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 32)
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+        def forward(self, x):
+            y = self.down(torch.relu(self.up(x)))
+            return x + y * torch.sigmoid(self.gate(y))
+
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 32), *(Gated() for _ in range(4)), nn.Linear(32, 4)))
+    assert xinit.diagnose(model, batch(64, 8)).flags == ()
+
+
 def test_functions_in_place_and_activations_of_ones_own():
     class Own(nn.Module):
         def forward(self, x):

@@ -155,7 +155,7 @@ class Findings:
         sizes = {call: size for call in self.calls if (size := self._size(call)) is not None}
         for call, size in sizes.items():
             before = [sizes.get(other, 1.0) for other in call.source.calls]
-            if size < LOW and all(other >= LOW for other in before):
+            if size < LOW and all(other >= LOW for other in before) and not self._begins_at_zero(call):
                 self._blame("vanishing", call, size)
             if size > HIGH and all(other <= HIGH for other in before):
                 self._blame("exploding", call, size)
@@ -163,6 +163,10 @@ class Findings:
                 left, scale = self._of(call.left), self._scale(call)
                 if left is not None and scale and left.finite and left.rms / scale > HIGH:
                     self._blame("exploding", call, left.rms / scale, out=True)
+
+    def _begins_at_zero(self, call: Call) -> bool:
+        """Whether what comes in is the end of a branch that is zero as yet, and adds nothing, on its way to a gate."""
+        return any(c.added and (left := self._of(c.left)) is not None and left.norm == 0 for c in call.source.calls)
 
     def _size(self, call: Call) -> float | None:
         """What comes into a layer, beside where it set out; of a norm, what goes out, beside what its weights ask for."""

@@ -80,6 +80,7 @@ class Call:
         scale: as a tag's, of what went out.
         units: the size of the axis that has the units.
         transposed: whether the inputs are on the last axis but one of the matrix, for ``x @ w``.
+        added: whether something else is added to what comes of it.
     """
 
     layer: Layer
@@ -94,6 +95,7 @@ class Call:
     scale: frozenset[int] = frozenset()
     units: int = 0
     transposed: bool = False
+    added: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

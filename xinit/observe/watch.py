@@ -277,7 +277,7 @@ class Watch(TorchFunctionMode):
         flowing = [t for t in given if t.is_floating_point() and not ((tag := self._known(t)) and tag.weight)]
         if not weights or (not flowing and not name.startswith("embedding")):
             result = func(*args, **kwargs)
-            if NORMS.fullmatch(name) and known:
+            if NORMS.fullmatch(name) and known and flowing:  # or it is a weight that is normalised
                 with torch.no_grad():
                     calls = merged(tag for _, tag in known).calls
                     self._tags[result] = Tag(calls, self._one)
@@ -310,6 +310,8 @@ class Watch(TorchFunctionMode):
             self._tags[tensor] = tag
 
     def _sum(self, one: Tag, other: Tag, args: Any, result: Tensor) -> Tag:
+        for call in one.calls ^ other.calls:
+            call.added = True
         stream, branch = (other, one) if comes_from(one, other) else (one, other)
         if not comes_from(branch, stream) or any(a.shape != result.shape for a in args if isinstance(a, Tensor)):
             return merged((one, other))
