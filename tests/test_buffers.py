@@ -230,6 +230,33 @@ def test_parts_of_an_emptied_model():
     assert xinit.fingerprint(model) == xinit.fingerprint(xinit.init_(nn.Sequential(Mask(), Mask()), RECIPE, KEY))
 
 
+class Kept(nn.Module):
+    """A buffer of checkpoints, which its own method makes too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.scale.fill_(2.0)
+
+
+def test_what_checkpoints_hold_is_made_with_all_parameters_around_it_alone():
+    model = emptied(lambda: nn.Sequential(nn.Linear(3, 3), Kept()))
+    with pytest.warns(UserWarning, match=r"buffer 1\.scale, which"):
+        xinit.init_(model, RECIPE, KEY, only="*.weight")
+    xinit.init_(model, RECIPE, KEY)
+    assert (model[1].scale == 2).all()
+
+
+def test_what_was_written_after_to_empty_stays():
+    model = emptied(lambda: nn.Sequential(nn.Linear(3, 3), Kept()))
+    model[1].scale.fill_(3.0)
+    xinit.init_(model, RECIPE, KEY)
+    assert (model[1].scale == 3).all()
+
+
 def test_checks_come_first():
     model = emptied(norms)
     before = buffers(model)

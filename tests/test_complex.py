@@ -1,6 +1,7 @@
 """Complex tensors: the real view's bits, the variance of real and imaginary part together, the fans of the complex shape."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -233,10 +234,10 @@ def test_accelerate_draws_them(dtype, draw):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: torch.rand(50, dtype=torch.complex64),
-        lambda: torch.empty(50, dtype=torch.complex64).uniform_(),
-        lambda: torch.empty(50, dtype=torch.complex64).normal_(1.0, 0.1),
-        lambda: torch.normal(1.0, 2.0, (50,), dtype=torch.complex64),
+        lambda: torch.rand(3000, dtype=torch.complex64),  # what is small deferred() does not put off
+        lambda: torch.empty(3000, dtype=torch.complex64).uniform_(),
+        lambda: torch.empty(3000, dtype=torch.complex64).normal_(1.0, 0.1),
+        lambda: torch.normal(1.0, 2.0, (3000,), dtype=torch.complex64),
     ],
 )
 def test_what_torch_draws_by_another_rule_is_left_to_torch(draw):
@@ -300,3 +301,26 @@ def test_deferred_tells_a_real_view_from_its_complex_tensor():
     assert not model.copied.imag.any()
     assert 0.8 < model.copied.real.std() < 1.2
     assert 0.6 < model.real.std() < 0.82
+
+
+def test_a_truncated_normal_is_refused_by_torch_within_accelerate_too():
+    said = []
+    for context in nullcontext(), xinit.accelerate():
+        with context, pytest.raises(RuntimeError) as error:
+            torch.nn.init.trunc_normal_(torch.empty(4, dtype=torch.complex64))
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
+def test_deferred_says_that_a_conjugated_view_cannot_be_recorded():
+    with xinit.deferred():
+        modes = Spectral().modes
+        with pytest.raises(RuntimeError, match="lazily conjugated or negated view cannot be recorded"):
+            modes.data.conj().fill_(1.0)
+
+
+def test_deferred_keeps_a_complex_constant():
+    with xinit.deferred():
+        model = Spectral()
+        model.shift.data.fill_(1 + 2j)
+    assert (xinit.materialize_(model, key=Key(0)).shift == 1 + 2j).all()

@@ -10,8 +10,8 @@ from torch import nn
 
 import xinit
 from xinit import _C, Key
-from xinit.distributions import FLOAT8
 
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 dtypes = pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 kinds = pytest.mark.parametrize("kind", KINDS)
 CODES = {dtype: 4 + i for i, dtype in enumerate(FLOAT8)}  # in a digest
@@ -189,6 +189,16 @@ def test_deferred(dtype):
     expected = xinit.normal_(torch.empty(7, 9, dtype=dtype), std=0.5, key=Key(4).fold_in("weight"))
     assert torch.equal(codes(model.weight), codes(expected))
     assert model.scale.float().item() == 1
+
+
+@pytest.mark.parametrize("count", [4, 1 << 15])  # what is small is not put off
+def test_what_torch_refuses_within_deferred_is_refused_at_its_line(count):
+    with xinit.deferred():
+        kept = torch.empty(count, dtype=torch.float8_e4m3fn).fill_(300.0)
+        for tensor in torch.empty(count, dtype=torch.float8_e4m3fnuz), nn.Linear(count, 1, dtype=torch.float16).weight:
+            with pytest.raises(RuntimeError, match="without overflow"):
+                tensor.data.fill_(300.0 if tensor.dtype.itemsize == 1 else 1e6)
+    assert (kept.float() == 288).all()  # the nearest
 
 
 @dtypes

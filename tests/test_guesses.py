@@ -434,3 +434,26 @@ def test_layers_that_look_alike_are_asked_first_and_last():
     with torch.device("meta"):
         model = nn.ModuleDict({"h": nn.ModuleList(Block(i) for i in range(6))}).to_empty(device="cpu")
     assert set(problems(model, "llama")) == {"h.5.weight"}
+
+
+@pytest.mark.parametrize(("mean", "agree"), [(3.0, False), (0.05, True)])
+def test_random_numbers_around_another_mean_are_others(mean, agree):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(8, 8))
+            self.reset_parameters()
+
+        def reset_parameters(self):
+            nn.init.normal_(self.weight, mean, 0.1)
+
+    found = problems(nn.Sequential(Shifted()), "llama")
+    assert [*found] == ([] if agree else ["0.weight"])
+    assert agree or "its own init normal mean 3 of std 0.1: put {'*.weight': xinit.normal(3, 0.1)}" in found["0.weight"]
+
+
+def test_equal_ends_make_no_constant():
+    model = nn.Linear(8, 8)
+    with torch.no_grad():
+        model.weight[0, 0] = model.weight[-1, -1] = 0.0
+    assert problems(model, "llama") == {}

@@ -232,7 +232,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         returns = schema_of(func).returns
         view = ref(target, store)
         if drawn is None or not _sound(drawn, view.dtype):
-            twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
+            if func is _aten.fill_.Scalar:  # which takes any number on the meta device, and for one element
+                twin = torch.empty(2, dtype=view.dtype, device="cpu")
+            else:
+                twin = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
             func(twin, *args[1:], **kwargs | ({"generator": None} if "generator" in kwargs else {}))  # or its own error
         if store.deferred:
             kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
