@@ -51,6 +51,8 @@ VARIED = {
     "slope, normal": (lambda a: xinit.kaiming_normal_(torch.empty(4, 5), a), [0.1, 0.2, 1]),
     "gain": (lambda a: xinit.xavier_normal_(torch.empty(4, 5), xinit.calculate_gain("leaky_relu", a)), [0.1, 0.2, 1]),
     "std": (lambda std: xinit.normal_(torch.empty(4, 5), std=std), [0.1, 0.2, 1, 0]),
+    "gain of many": (lambda gain: filled_at_once(KEY, distribution=xinit.xavier_normal(gain)), [0.1, 0.2, 1]),
+    "std of many": (lambda std: filled_at_once(KEY, distribution=xinit.normal(0.5, std)), [0.1, 0.2, 1, 0]),
     "scale": (lambda scale: xinit.variance_scaling_(torch.empty(4, 5), scale), [0.1, 2.0, 0.0]),
 }
 
@@ -61,8 +63,8 @@ def test_arguments_that_vary(what):
     agree(step, [(value,) for value in values])
 
 
-def filled_at_once(*folded):
-    xinit.fill_many_(tensors := [torch.empty(3, 2) for _ in folded], [xinit.normal()] * len(folded), folded)
+def filled_at_once(*folded, distribution=xinit.normal()):  # noqa: B008
+    xinit.fill_many_(tensors := [torch.empty(3, 2) for _ in folded], [distribution] * len(folded), folded)
     return torch.stack(tensors)
 
 

@@ -202,6 +202,16 @@ def constant_when_compiled(function: F) -> F:
     return function
 
 
+def specialized(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """The numbers that a compiled function takes, as constants: it is compiled anew for others. Without it: ``fill_many_`` in
+    compiled functions, of distributions whose parameters vary."""
+    if not torch.compiler.is_compiling():
+        return numbers
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+    return tuple([guard_scalar(number) for number in numbers])
+
+
 def not_compiled(why: str) -> Callable[[F], F]:
     """``torch.compiler.disable``, once there is a compiler. Without it: no fills of DTensors in compiled functions."""
 

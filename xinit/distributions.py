@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xinit import _C
-from xinit._torch import DisableTorchFunction, Lacking, below_vmap, constant_when_compiled, without_modes
+from xinit._torch import DisableTorchFunction, Lacking, below_vmap, constant_when_compiled, specialized, without_modes
 from xinit.scaling import TORCHS, Axes, FanMode, Nonlinearity, ScalingDistribution, ScalingMode, axes_of, calculate_gain
 
 _ops = torch.ops.xinit
@@ -75,9 +75,8 @@ class Distribution:
     @property
     def description(self) -> str:
         """How it is said to ``torch.ops.xinit.fill_many_``: ``normal(0.0, 0.02)``, or ``normal(1.0, fan_in)`` by a fan."""
-        return _described(
-            self.name, self.parameters, self.fan, self.in_axis, self.out_axis, self.batch_axis, self.groups
-        )
+        parameters = specialized(self.parameters)
+        return _described(self.name, parameters, self.fan, self.in_axis, self.out_axis, self.batch_axis, self.groups)
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a tensor of that dtype can be filled with it: complex numbers have no uniform or truncated distribution."""
