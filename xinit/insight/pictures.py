@@ -16,6 +16,7 @@ COLOURS = {
     "bound": "#CC79A7",  # U(±sqrt(2/fan)), often quoted as Kaiming's
     "torch": "#56B4E9",  # nn.Linear's own
     "orthogonal": "#8C6BB1",
+    "lecun": "#A6761D",
     "theory": "#333333",  # dashed
     "band": "#EDEDED",  # of health
     "quiet": "#666666",  # notes, ticks, what is there for comparison
@@ -23,9 +24,6 @@ COLOURS = {
 
 _STYLE = {
     "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": COLOURS["quiet"],
@@ -62,6 +60,11 @@ def figure(title: str, note: str = "", **layout: Any) -> tuple[Any, Any]:
     if note:
         drawn.supxlabel(note, x=0.01, ha="left", fontsize=8, color=COLOURS["quiet"])
     return drawn, axes
+
+
+def headline(axes: Any, text: str) -> None:
+    """What one of several axes shows, above them."""
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold")
 
 
 def label_ends(axes: Any, ends: Mapping[str, tuple[float, float, str]]) -> None:
