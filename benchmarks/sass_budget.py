@@ -26,7 +26,7 @@ EXTRA = {"75": 2, "80": 1}  # older compilers' targets
 BFLOAT16 = {"75": 12}  # what has no instructions for it rounds by integers too
 # Threads that a multiprocessor holds.
 THREADS = {"75": 1024, "86": 1536, "89": 1536, "120": 1536}
-FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Werror", "all-warnings"]
+FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Werror", "all-warnings", f"-I{ROOT}/xinit/include"]
 SOURCE = """
 #include "{root}/csrc/cuda/kernels.cuh"
 template <xinit::Kind kind, xinit::Dtype dtype>
@@ -59,8 +59,7 @@ def compile_kernels(arch, directory):
     """The cubin, and the compiler's resource report."""
     source, cubin = Path(directory) / "kernels.cu", Path(directory) / "kernels.cubin"
     source.write_text(SOURCE.format(root=ROOT))
-    flags = [f"-arch=sm_{arch}", *FLAGS, f"-I{ROOT}/xinit/include", "-Xptxas=-v"]
-    command = [find_tool("nvcc"), "-cubin", *flags, "-o", str(cubin), str(source)]
+    command = [find_tool("nvcc"), "-cubin", f"-arch=sm_{arch}", *FLAGS, "-Xptxas=-v", "-o", str(cubin), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
