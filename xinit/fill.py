@@ -57,7 +57,7 @@ def fill_many_(
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
     for what, values, kind in ("distributions", distributions, Distribution), ("keys", keys, Key):
-        if not all(isinstance(value, kind) for value in values):
+        if not {kind}.issuperset(map(type, values)) and not all(isinstance(value, kind) for value in values):
             wrong = next(value for value in values if not isinstance(value, kind))
             raise TypeError(
                 f"fill_many_: {what} must be of type xinit.{kind.__name__}, but found {type(wrong).__name__}"

@@ -11,22 +11,23 @@ PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 def plain(tensor: Tensor) -> bool:
     """Whether a tensor is strided memory and nothing else: not fake, sharded, quantized, or still without a shape."""
+    usual = type(tensor) in PLAIN
     return (
-        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+        (usual or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__)
         and tensor.layout is torch.strided
         and not tensor.is_quantized
-        and not is_lazy(tensor)
+        and (usual or not is_lazy(tensor))
     )
 
 
 def holds_tensors(tensor: Tensor) -> bool:
     """Whether it is made of others, by torch's protocol for that."""
-    return all(hasattr(type(tensor), method) for method in ("__tensor_flatten__", "__tensor_unflatten__"))
+    return hasattr(type(tensor), "__tensor_flatten__") and hasattr(type(tensor), "__tensor_unflatten__")
 
 
 def wraps(tensor: Tensor) -> bool:
     """Whether a tensor is such a wrapper. Those that come with torch, ``DTensor`` among them, see to their operators."""
-    return holds_tensors(tensor) and not type(tensor).__module__.startswith("torch.")
+    return type(tensor) not in PLAIN and holds_tensors(tensor) and not type(tensor).__module__.startswith("torch.")
 
 
 def held(tensor: Tensor, name: str) -> Tensor:

@@ -51,6 +51,7 @@ class Rulebook:
         self.rules = [(predicate(p, op), value, p, source) for p, value, source in rules_of(recipe, model, op)]
         self.unused: dict[object, str] = {p: p for _, _, p, source in self.rules if isinstance(p, str)}
         self.judge = Judge(model)
+        self._resolved: dict[tuple[int, tuple[int, ...]], tuple[What, What]] = {}
 
     def misspelt(self, sites: Sequence[Site]) -> list[str]:
         """The globs that are none of any parameter's; but any model may do without "*.bias" and "*.weight"."""
@@ -74,14 +75,24 @@ class Rulebook:
                     )
         return None, next((source for *_, source in reversed(self.rules) if source), "")
 
+    def resolved(self, what: What, shape: tuple[int, ...]) -> What:
+        """A distribution without a fan, once for all parameters of a shape; anything else as it is."""
+        if not isinstance(what, Distribution) or 0 in shape:
+            return what
+        known = self._resolved.get((id(what), shape))
+        if known is None:  # which is kept, so that no other gets its id
+            known = self._resolved[id(what), shape] = what, what.resolve(shape)
+        return known[1]
+
     def step(self, site: Site, key: Key) -> Step:
         step = Step(site)
         try:
             step.what, source = self.what(site)
             if step.what is not None:
-                step.writes = _writes(site, step.what, key)
+                resolved = self.resolved(step.what, tuple(site.parameter.shape))
+                step.writes = _writes(site, resolved, key)
                 if source:
-                    step.problem = self.judge.problem(site, step.what, source)
+                    step.problem = self.judge.problem(site, step.what, resolved, source)
             else:
                 step.problem = f"no pattern matches it; it belongs to a {type(site.module).__name__}"
                 step.problem += self.judge.hint(site, source) if source else ""
@@ -95,8 +106,8 @@ def _writes(site: Site, what: What, key: Key) -> list[Write]:
     if site.parameter.dtype not in DTYPES:
         raise ValueError(f"nothing can be drawn of dtype {site.parameter.dtype}: skip= it")
     writes = writes_of(site.name, shape, what, key)
-    for write in writes:
-        if site.parameter.is_complex() and not write.distribution.fits(site.parameter.dtype):
+    for write in writes if site.parameter.is_complex() else ():
+        if not write.distribution.fits(site.parameter.dtype):
             raise ValueError(
                 f"it is complex, and takes normal distributions and constants, not {write.distribution}: put "
                 f"{{{glob(site.name)!r}: xinit.normal(std={write.distribution.std:.3g})}}, of the same variance, first"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xinit._torch import fsdp_parameters, root_mesh
 from xinit.dtensor import first_words, is_sharded, simulated
 from xinit.keys import Key
+from xinit.parameters.names import every_module
 
 
 class Ranks:
@@ -191,7 +192,7 @@ def offloaded(model: nn.Module) -> set[int]:
 
 def fully_sharded(model: nn.Module) -> list[Any]:
     """FSDP2's modules, which it gives a class of their own."""
-    return [module for module in model.modules() if is_fully_sharded(type(module))]
+    return [module for module in every_module(model) if is_fully_sharded(type(module))]
 
 
 def is_fully_sharded(kind: type) -> bool:

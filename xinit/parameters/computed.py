@@ -138,7 +138,7 @@ class _Original(Computed):
 def computed_of(module: nn.Module) -> dict[str, Computed]:
     """The weights of a module that are computed, by name."""
     found: dict[str, Computed] = {}
-    if is_parametrized(module):
+    if "parametrizations" in module._modules and is_parametrized(module):  # a module is slow to say that it is not
         for name, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
             if any(p is not None for p in steps._parameters.values()):
                 found[name] = _Parametrized(module, name)

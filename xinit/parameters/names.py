@@ -44,8 +44,20 @@ def modules_of(model: nn.Module, tied: bool = False) -> Iterator[tuple[str, str,
             seen.add(id(module))
         yield full, prefix, path
         for part, child in reversed(module._modules.items()):
-            if child is not None and all(child is not outer for outer in path):
+            if child is not None and child not in path:
                 todo.append((f"{full}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", (*path, child)))
+
+
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """As ``model.modules()`` has them, but without a generator for each level, in a fraction of the time."""
+    seen: dict[nn.Module, None] = {}
+    todo: list[nn.Module | None] = [model]
+    while todo:
+        module = todo.pop()
+        if module is not None and module not in seen:
+            seen[module] = None
+            todo.extend(reversed(module._modules.values()))
+    return list(seen)
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:

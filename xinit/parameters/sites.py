@@ -125,6 +125,9 @@ class Site:
         return [Site(prefix + leaf, parameter, self.module) for leaf, parameter in self.computed.parameters.items()]
 
 
+_EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+
+
 def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
     """All parameters, or, if asked for, computed weights instead of those that they are computed from."""
     if not isinstance(model, nn.Module):
@@ -149,7 +152,7 @@ def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
                 raise ValueError(
                     f"{op}: two parameters are both called {name}, apart from wrappers' parts of their names"
                 )
-            if leaf == "weight" and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            if leaf == "weight" and isinstance(module, _EMBEDDINGS):
                 site.padding = site.padding if module.padding_idx is None else module.padding_idx
     lazy = [site.name for site in sites.values() if is_lazy(site.parameter)]
     if lazy:

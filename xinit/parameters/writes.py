@@ -12,7 +12,7 @@ from xinit.distributions import Distribution, Rows, What, zeros
 from xinit.dtensor import Box, is_sharded, shards, view
 from xinit.fill import bar_of, fill_many_
 from xinit.keys import Key
-from xinit.subclasses import held, wraps
+from xinit.subclasses import PLAIN, held, wraps
 from xinit.window import Window
 
 Shape = tuple[int, ...]
@@ -123,11 +123,13 @@ def fill_writes_(
         Exception: what the fill raises, with the parameter's name; nothing is changed then.
     """
     waves: list[Batch] = [[]]
-    for name, tensor, writes in [local for job in jobs for local in _locals(*job)]:
+    places = [local for job in jobs for local in ([job] if type(job[1]) in PLAIN else _locals(*job))]
+    for name, tensor, writes in places:
         for wave, write in _in_waves(writes):
             if wave == len(waves):
                 waves.append([])
-            waves[wave].append((name, view(tensor, write.offsets, write.shape), write))
+            whole = write.shape == tensor.shape
+            waves[wave].append((name, tensor if whole else view(tensor.detach(), write.offsets, write.shape), write))
     batches = [batch for wave in waves for batch in (_cut(wave) if progress else [wave])]
     # The first batch is checked as it is filled, before it changes anything; the others, here.
     for batch in batches[1:]:
@@ -154,7 +156,7 @@ def _in_waves(writes: Sequence[Write]) -> Sequence[tuple[int, Write]]:
 def _locals(name: str, tensor: Tensor, writes: Sequence[Write]) -> list[tuple[str, Tensor, Sequence[Write]]]:
     tensor = held(tensor, f"parameter {name}")
     if not is_sharded(tensor):
-        return [(name, tensor.detach() if tensor.requires_grad else tensor, writes)]
+        return [(name, tensor, writes)]
     return [
         (name, local, [part for write in writes for box in boxes if (part := write.within(box))])
         for local, boxes in shards(tensor, f"parameter {name}")

@@ -37,11 +37,11 @@ from typing import Any, Union
 from torch import nn
 
 from xinit._torch import ConvNd
-from xinit.distributions import Distribution, What, normal, ones, trunc_normal, variance_scaling, xavier_uniform, zeros
-from xinit.parameters.names import canonical_name
+from xinit.distributions import Distribution, What, normal, trunc_normal, variance_scaling, xavier_uniform, zeros
+from xinit.parameters.names import canonical_name, every_module
 from xinit.parameters.sites import Pattern, Predicate, depths, predicate
 from xinit.recipes.following import gains
-from xinit.recipes.torch_modules import resets_as, rule_of
+from xinit.recipes.torch_modules import resets_as, rule_of, scale_or_shift
 from xinit.scaling import ScalingDistribution
 
 __all__ = ["gpt2", "kaiming", "llama", "mup", "torch", "vit", "xavier"]
@@ -121,7 +121,7 @@ def torch() -> Recipe:
     """
 
     def rules(model: nn.Module) -> Rules:
-        transformers = [module for module in model.modules() if resets_as(type(module), nn.Transformer)]
+        transformers = [module for module in every_module(model) if resets_as(type(module), nn.Transformer)]
         matrices = {id(p) for module in transformers for p in module.parameters() if p.dim() > 1}
 
         def by_module(name: str, parameter: nn.Parameter, module: nn.Module) -> Distribution | None:
@@ -147,7 +147,7 @@ def _norm(name: str, parameter: nn.Parameter, module: nn.Module) -> Distribution
     owner, leaf = (["", *name.split(".")])[-2:]
     by_type = _NORM.fullmatch(type(module).__name__.lower())
     if by_type or (parameter.dim() == 1 and _NORM_NAME.fullmatch(owner.lower())):
-        return {"weight": ones(), "bias": zeros()}.get(leaf)
+        return scale_or_shift(leaf)
     return None
 
 
@@ -343,7 +343,7 @@ def mup(
             raise ValueError(
                 f"mup: no parameter's name matches outputs={tuple(outputs)}; pass () if there is no output layer"
             )
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+        tables = {id(m.weight) for m in every_module(model) if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
         shared = [name for name, parameter in named if id(parameter) in tables]
         if shared and not tied:
             raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xinit._torch import local_tensor, without_modes
 from xinit.distributions import Distribution, What, constant
 from xinit.dtensor import is_sharded
-from xinit.parameters.names import version_of
+from xinit.parameters.names import every_module, version_of
 from xinit.parameters.plans import describe
 from xinit.parameters.sites import Site, emptied, never_written
 from xinit.recipes.own import Own, OwnInit
@@ -42,13 +42,12 @@ class Judge:
         self.model = model
         self.in_doubt: dict[str, None] = {}  # the classes whose constructors may set what a recipe was let decide
 
-    def problem(self, site: Site, what: What, recipe: str) -> str:
-        """Why the recipe must not decide this parameter; "" if it may."""
-        if not isinstance(what, Distribution) or not site.parameter.numel():
+    def problem(self, site: Site, what: What, resolved: What, recipe: str) -> str:
+        """Why the recipe must not decide this parameter, to which it gives `what`, without a fan `resolved`; "" if it may."""
+        if not isinstance(what, Distribution) or not isinstance(resolved, Distribution) or not site.parameter.numel():
             return ""
-        if _LORA.fullmatch(site.name):
+        if "lora_" in site.name and _LORA.fullmatch(site.name):
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
-        resolved = what.resolve(tuple(site.parameter.shape))
         own, complete = self.own.of(site.parameter)
         told = complete or _written(site.parameter)
         holds = not told and self._holds(site.parameter, resolved)
@@ -59,8 +58,8 @@ class Judge:
         if complete:
             return ""
         value = self._set.get(id(site.parameter)) if told or own is None else None
-        if value is not None and not agrees(there := Own(constant(value)), resolved):
-            return self._against(site, what, recipe, "and it was set to", there)
+        if value is not None and not _is_constant(resolved, value):
+            return self._against(site, what, recipe, "and it was set to", Own(constant(value)))
         problem = "" if own is not None or holds else self._unfamiliar(site, resolved, recipe)
         if problem and told and self._holds(site.parameter, resolved):
             return ""
@@ -81,9 +80,9 @@ class Judge:
     @cached_property
     def _of_torch(self) -> list[nn.Parameter]:
         """The parameters of torch's modules, which write theirs as they are built."""
-        kinds: Any = {type(module) for module in self.model.modules()}
+        kinds: Any = {type(module) for module in every_module(self.model)}
         known = {kind for kind in kinds if rule_of(kind) is not None}
-        owned = (p for module in self.model.modules() if type(module) in known for p in module._parameters.values())
+        owned = (p for module in every_module(self.model) if type(module) in known for p in module._parameters.values())
         return [p for p in owned if p is not None and not p.is_meta]
 
     @cached_property
@@ -132,13 +131,18 @@ class Judge:
 
 def agrees(own: Own, what: Distribution) -> bool:
     """Whether one may stand for the other: the same constant, or random numbers around the same mean."""
-    value = _constant(what)
     if own.constant is not None:
-        return value is not None and math.isclose(own.constant, value, rel_tol=1e-6)
+        return _is_constant(what, own.constant)
+    value = _constant(what)
     if own.distribution is None:
         return own.random and value is None
     mean = 0.0 if value is None else value
     return abs(_mean(own.distribution) - mean) <= own.distribution.std
+
+
+def _is_constant(what: Distribution, value: float) -> bool:
+    own = _constant(what)
+    return own is not None and math.isclose(own, value, rel_tol=1e-6)
 
 
 def _constant(what: Distribution) -> float | None:
@@ -201,6 +205,8 @@ def _here(parameter: Tensor) -> Tensor:
 
 def _ends(parameter: Tensor) -> Tensor:
     """Its first and its last element."""
+    if parameter.is_contiguous():
+        return parameter.as_strided((2,), (parameter.numel() - 1,))
     last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
     return parameter.as_strided((2,), (last,))
 

@@ -24,7 +24,7 @@ from xinit.history.simplify import Record
 from xinit.keys import Key
 from xinit.lazy.context import deferred, is_deferring
 from xinit.lazy.materialize import materialize_
-from xinit.parameters.names import canonical_name
+from xinit.parameters.names import canonical_name, every_module
 from xinit.parameters.plans import describe
 from xinit.subclasses import plain
 
@@ -210,11 +210,13 @@ def _is_pretrained(module: Any) -> bool:
 
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     """The models of transformers in it, without those that are parts of others."""
-    if _is_pretrained(model):
-        yield model
-    else:
-        for child in model.children():
-            yield from pretrained(child)
+    todo = [model]  # the next one last
+    while todo:
+        module = todo.pop()
+        if _is_pretrained(module):
+            yield module
+        else:
+            todo += [child for child in reversed(module._modules.values()) if child is not None]
 
 
 @contextmanager
@@ -280,8 +282,8 @@ def _rebuilt(module: nn.Module, build: Builder) -> dict[tuple[str, torch.Size], 
 def _methods(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any], object]]]:
     """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor."""
     theirs = [*pretrained(model)]
-    inside = {id(part) for module in theirs for part in module.modules()}
-    others = [module for module in model.modules() if id(module) not in inside]
+    inside = {id(part) for module in theirs for part in every_module(module)}
+    others = [module for module in every_module(model) if id(module) not in inside]
     for module in reversed(others):
         if _callable(module, "reset_parameters", 0):
             yield module, lambda twin: twin.reset_parameters()

@@ -27,12 +27,14 @@ from xinit.distributions import (
 Rule = Callable[[str, Any], Distribution | None]  # of a parameter's name in its module, and the module
 
 
+@lru_cache(256)  # of a model's modules, many are alike
 def _linear(leaf: str, fan_in: int) -> Distribution | None:
     if leaf == "weight":
         return kaiming_uniform(sqrt(5))
     return _symmetric(fan_in) if leaf == "bias" else None
 
 
+@lru_cache(256)
 def _symmetric(width: int) -> Distribution:
     bound = 1 / sqrt(width) if width > 0 else 0.0
     return uniform(-bound, bound)
@@ -62,8 +64,14 @@ def _recurrent(leaf: str, module: nn.RNNBase | nn.RNNCellBase) -> Distribution |
     return _symmetric(module.hidden_size) if _RECURRENT.fullmatch(leaf) else None
 
 
-def _scale(leaf: str, module: nn.Module) -> Distribution | None:
+@lru_cache
+def scale_or_shift(leaf: str) -> Distribution | None:
+    """A norm's."""
     return {"weight": ones(), "bias": zeros()}.get(leaf)
+
+
+def _scale(leaf: str, module: nn.Module) -> Distribution | None:
+    return scale_or_shift(leaf)
 
 
 _RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(_l\d+(_reverse)?)?")
