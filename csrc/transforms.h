@@ -23,6 +23,7 @@ struct ScalarLanes {
   static XINIT_HD F to_float(I x) { return static_cast<float>(x); }
   static XINIT_HD F to_float(U x) { return static_cast<float>(x); }
   static XINIT_HD I as_signed(U x) { return static_cast<I>(x); }
+  static XINIT_HD U as_unsigned(I x) { return static_cast<U>(x); }
   static XINIT_HD bool any(bool mask) { return mask; }
   template <class T>
   static XINIT_HD T select(bool mask, T yes, T no) {

@@ -50,13 +50,15 @@ struct Row {
   int64_t offset;
 };
 
-XINIT_HD Row row_at(const Window& window, uint64_t index) {
+// `at` takes its index in each dim, if that is asked for.
+XINIT_HD Row row_at(const Window& window, uint64_t index, int64_t* at = nullptr) {
   Row row{window.base, 0};
   for (int i = 0; i < window.ndim; ++i) {
-    const uint64_t size = static_cast<uint64_t>(window.dims[i].size), at = index % size;
+    const uint64_t size = static_cast<uint64_t>(window.dims[i].size), here = index % size;
     index /= size;
-    row.start += at * window.dims[i].step;
-    row.offset += static_cast<int64_t>(at) * window.dims[i].stride;
+    row.start += here * window.dims[i].step;
+    row.offset += static_cast<int64_t>(here) * window.dims[i].stride;
+    if (at) at[i] = static_cast<int64_t>(here);
   }
   return row;
 }

@@ -89,14 +89,9 @@ struct Baseline : VectorLanes {
     return lanes;
   }
   using VectorLanes::store;
-  // As float16_bits.
   static XINIT_HD void store(DtypeTag<Dtype::kHalf>, uint16_t* out, F x) {
-    const I sign = (bits(x) >> 16) & 0x8000, magnitude = bits(x) & 0x7fffffff;
-    const I subnormal = bits(from_bits(magnitude) + 0.5f) - 0x3f000000;
-    const I normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-    const I rounded = select(magnitude < 0x38800000, subnormal, select(magnitude >= 0x477ff000, I{} + 0x7c00, normal));
-    const Short half = __builtin_convertvector(reinterpret_cast<U>(sign | rounded), Short);
-    __builtin_memcpy(out, &half, sizeof half);
+    const Short rounded = __builtin_convertvector(float16_bits<VectorLanes>(x), Short);
+    __builtin_memcpy(out, &rounded, sizeof rounded);
   }
 };
 

@@ -58,19 +58,11 @@ class FillLoop {
 
   // ---- places ----
 
-  struct CurrentRow {
-    uint64_t start;                     // logical index,
-    int64_t offset = 0;                 //   place in memory,
-    int64_t at[Window::kMaxDims] = {};  //   and index in each dim
+  struct CurrentRow : Row {
+    int64_t at[Window::kMaxDims] = {};  // in each dim
 
-    XINIT_HD CurrentRow(const Window& window, uint64_t row) : start(window.base) {
-      for (int i = 0; i < window.ndim; ++i) {
-        const uint64_t size = static_cast<uint64_t>(window.dims[i].size);
-        at[i] = static_cast<int64_t>(row % size);
-        row /= size;
-        start += static_cast<uint64_t>(at[i]) * window.dims[i].step;
-        offset += at[i] * window.dims[i].stride;
-      }
+    XINIT_HD CurrentRow(const Window& window, uint64_t row) : Row{} {
+      static_cast<Row&>(*this) = row_at(window, row, at);
     }
 
     // Moves on by that many rows of dims[0], of which as many are left. Returns whether it came round to the first row.

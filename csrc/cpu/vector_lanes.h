@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../float8.h"
+#include "../half.h"
 
 namespace xinit {
 namespace {
@@ -24,6 +25,7 @@ struct VectorLanes {
   static XINIT_HD F to_float(I x) { return __builtin_convertvector(x, F); }
   static XINIT_HD F to_float(U x) { return __builtin_convertvector(x, F); }
   static XINIT_HD I as_signed(U x) { return reinterpret_cast<I>(x); }
+  static XINIT_HD U as_unsigned(I x) { return reinterpret_cast<U>(x); }
   static XINIT_HD I bits(F x) { return reinterpret_cast<I>(x); }
   static XINIT_HD F from_bits(I x) { return reinterpret_cast<F>(x); }
   static XINIT_HD F abs(F x) { return from_bits(bits(x) & 0x7fffffff); }
@@ -42,11 +44,8 @@ struct VectorLanes {
     const D wide[2] = {__builtin_convertvector(halves[0], D), __builtin_convertvector(halves[1], D)};
     __builtin_memcpy(out, wide, sizeof wide);
   }
-  // To nearest even by integers: adding 0x7fff, or 0x8000 to an odd one, carries into the upper half where it rounds
-  // up.
   static XINIT_HD void store(DtypeTag<Dtype::kBFloat16>, uint16_t* out, F x) {
-    const U u = reinterpret_cast<U>(x);
-    const Short rounded = __builtin_convertvector((u + (0x7fff + ((u >> 16) & 1))) >> 16, Short);
+    const Short rounded = __builtin_convertvector(bfloat16_bits<VectorLanes>(x), Short);
     __builtin_memcpy(out, &rounded, sizeof rounded);
   }
   static XINIT_HD void store(const Float8& format, uint8_t* out, F x) {

@@ -85,11 +85,11 @@ XINIT_HD typename Element<dtype>::type element(float x, const Fill& fill) {
   } else if constexpr (dtype == Dtype::kFloat) {
     return clamp<kind>(x, d);
   } else if constexpr (dtype == Dtype::kHalf) {
-    return float16_bits(clamp<kind>(x, d));
+    return static_cast<uint16_t>(float16_bits<ScalarLanes>(clamp<kind>(x, d)));
   } else if constexpr (dtype == kFloat8) {
     return static_cast<uint8_t>(float8_bits<ScalarLanes>(clamp<kind>(x, d), Float8::of(fill.dtype)));
   } else {
-    return bfloat16_bits(clamp<kind>(x, d));
+    return static_cast<uint16_t>(bfloat16_bits<ScalarLanes>(clamp<kind>(x, d)));
   }
 }
 
