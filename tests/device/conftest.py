@@ -1,15 +1,9 @@
 """What the tests of the device code share: an emulated device, built once."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import emulated
-import instructions
+from device import emulated, instructions
 
 # Enough for the default tests: uniform float32, normal bfloat16 and truncated float16, and the digest of float32.
 FEW = r"KindE0ELNS_5DtypeE0|KindE2ELNS_5DtypeE3|KindE3ELNS_5DtypeE2|digest_windowIj|try\d+"

@@ -7,10 +7,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import ptx
 from torch.utils import cpp_extension
 
 import xinit
+from device import ptx
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -4,11 +4,11 @@ import itertools
 import mmap
 from typing import NamedTuple
 
-import emulated
 import pytest
 import torch
 
 import xinit
+from device import emulated
 from xinit import Key, Window
 
 KEY = Key(2**64 - 3, 77)

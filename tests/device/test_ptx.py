@@ -4,10 +4,10 @@ import re
 import struct
 from pathlib import Path
 
-import instructions
-import ptx
 import pytest
 import torch
+
+from device import instructions, ptx
 
 ROWS = instructions.rows()
 NOTHING = torch.empty(0, dtype=torch.uint8)
