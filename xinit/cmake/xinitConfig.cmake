@@ -14,11 +14,17 @@ if(_xinit_torch AND NOT _xinit_built STREQUAL "torch ${_xinit_torch}")
   return()
 endif()
 
+# A program's path leads to the libraries that it links itself, not to those that libxinit.so needs.
+set(_xinit_needs torch)
+if(TARGET c10_cuda)
+  list(APPEND _xinit_needs "-Wl,--no-as-needed,$<TARGET_FILE:c10_cuda>,$<TARGET_FILE:CUDA::cudart>,--as-needed")
+endif()
+
 if(NOT TARGET xinit::xinit)
   add_library(xinit::xinit SHARED IMPORTED)
   set_target_properties(
     xinit::xinit
     PROPERTIES IMPORTED_LOCATION "${_xinit}/libxinit.so"
                INTERFACE_INCLUDE_DIRECTORIES "${_xinit}/include"
-               INTERFACE_LINK_LIBRARIES torch)
+               INTERFACE_LINK_LIBRARIES "${_xinit_needs}")
 endif()
