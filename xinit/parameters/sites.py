@@ -74,14 +74,15 @@ def emptied(parameters: Iterable[Tensor]) -> bool:
     """Whether parameters, which their modules write as they are built, look as ``to_empty`` leaves them.
 
     Nothing was written to any in place; but nor was it to those of ``fully_shard``, ``distribute_tensor``, ``copy.deepcopy`` and
-    ``load_state_dict(assign=True)``, so that the largest are looked at: most of them hold what weights do not.
+    ``load_state_dict(assign=True)``, so that the largest are looked at: most of their elements lie where no weights are.
     """
     parameters = list(parameters)
     if not parameters or not all(map(never_written, parameters)):
         return False
     here = [local_tensor(p) if is_sharded(p) else p for p in parameters]
     largest = sorted((p for p in here if p.numel() and plain(p) and not p.is_meta), key=Tensor.numel)[-8:]
-    return not largest or 2 * sum(map(_has_values, largest)) < len(largest)
+    with_values = sum(p.numel() for p in largest if _has_values(p))
+    return not largest or 2 * with_values < sum(map(Tensor.numel, largest))
 
 
 def _has_values(parameter: Tensor) -> bool:
