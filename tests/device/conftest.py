@@ -5,8 +5,8 @@ import torch
 
 from device import emulated, instructions
 
-# Enough for the default tests: uniform float32, normal bfloat16 and truncated float16, and the digest of float32.
-FEW = r"KindE0ELNS_5DtypeE0|KindE2ELNS_5DtypeE3|KindE3ELNS_5DtypeE2|digest_windowIj|try\d+"
+# Enough for the default tests: uniform float32, normal bfloat16, all of float16, and the digest of float32.
+FEW = r"KindE0ELNS_5DtypeE0|KindE2ELNS_5DtypeE3|DtypeE2|digest_windowIj|try\d+"
 
 
 @pytest.fixture(scope="session")
