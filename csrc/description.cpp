@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "laws.h"
+
 namespace xinit {
 namespace {
 
@@ -37,6 +39,7 @@ struct Reader {
 
 size_t parameters_of(std::string_view distribution) {
   if (distribution == "truncated_normal") return 4;
+  if (const Law* law = find_law(distribution)) return law->parameters.size();
   return distribution == "constant" ? 1 : 2;
 }
 

@@ -6,12 +6,13 @@
 namespace xinit {
 
 // kUniform: no draw can leave the interval, even after rounding to the dtype; kUniformClamped: one could.
-enum class Kind : int32_t { kUniform, kUniformClamped, kNormal, kTruncated, kTruncatedTail };
+// From kFurther on: the further laws of transforms.h, in their order.
+enum class Kind : int32_t { kUniform, kUniformClamped, kNormal, kTruncated, kTruncatedTail, kFurther };
 
 template <Kind kind>
-constexpr bool kClamped = kind != Kind::kUniform && kind != Kind::kNormal;
-template <Kind kind>
 constexpr bool kTopped = kind == Kind::kTruncated || kind == Kind::kTruncatedTail;  // top may differ from high
+template <Kind kind>
+constexpr bool kClamped = kTopped<kind> || kind == Kind::kUniformClamped;
 
 // Read by every device, passed by value. What is computed in double is rounded to binary32 once, here.
 struct Distribution {

@@ -7,6 +7,7 @@
 
 #include "distribution.h"
 #include "philox.h"
+#include "transforms.h"
 #include "window.h"
 
 namespace xinit {
@@ -73,6 +74,15 @@ XINIT_HD auto specialize(K kind, Dtype dtype, F&& f) {
   }
 }
 XINIT_ANY_CALLEE
+template <int i = 0, class F>
+XINIT_HD auto specialize_further(Kind kind, Dtype dtype, F&& f) {
+  if constexpr (i < FurtherLaws::count)
+    return kind == further_kind(i) ? specialize(KindTag<further_kind(i)>{}, dtype, f)
+                                   : specialize_further<i + 1>(kind, dtype, f);
+  else
+    return specialize(KindTag<Kind::kUniform>{}, dtype, f);
+}
+XINIT_ANY_CALLEE
 template <class F>
 XINIT_HD auto specialize(Kind kind, Dtype dtype, F&& f) {
   switch (kind) {
@@ -85,7 +95,7 @@ XINIT_HD auto specialize(Kind kind, Dtype dtype, F&& f) {
     case Kind::kTruncatedTail:
       return specialize(KindTag<Kind::kTruncatedTail>{}, dtype, f);
     default:
-      return specialize(KindTag<Kind::kUniform>{}, dtype, f);
+      return specialize_further(kind, dtype, f);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "digest.h"
 #include "float_environment.h"
 #include "plan.h"
+#include "transforms.h"
 
 namespace xinit {
 namespace {
@@ -221,6 +222,23 @@ void implement(torch::Library& library, Backend backend, const char* op, Plan (*
   });
 }
 
+template <size_t>
+using Number = double;
+
+template <int law, size_t... i>
+void implement_law(torch::Library& library, Backend backend, std::index_sequence<i...>) {
+  Plan (*plan)(const Target&, Number<i>...) = [](const Target& target, Number<i>... parameters) {
+    const double all[] = {parameters...};
+    return plan_law(target, further_laws()[law], all);
+  };
+  implement(library, backend, further_laws()[law].op.c_str(), plan);
+}
+
+template <int... law>
+void implement_laws(torch::Library& library, Backend backend, std::integer_sequence<int, law...>) {
+  (implement_law<law>(library, backend, std::make_index_sequence<std::size(FurtherLaws::at<law>::parameters)>()), ...);
+}
+
 // For tensor i the description of a distribution, and a key of two words; if there are names at all, one for errors; if
 // there are windows at all, as many numbers of global_shapes and offsets as it has dimensions. Compiled functions give
 // no keys, but for each tensor how many words its key has, and these.
@@ -330,18 +348,22 @@ constexpr Backend kMeta{[](const at::Tensor&, std::vector<Fill>, const Source&) 
 
 // fan_mode, not mode: torch's auto_functionalized passes an op's arguments on by name, and has a `mode` of its own.
 const std::vector<Op>& ops() {
-  static const std::vector<Op> all{
-      {"uniform_", "float a=0., float b=1."},
-      {"normal_", "float mean=0., float std=1."},
-      {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
-      {"xavier_uniform_", "float gain=1."},
-      {"xavier_normal_", "float gain=1."},
-      {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-      {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
-      {"variance_scaling_",
-       "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal', "
-       "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axis=[], int groups=1"},
-  };
+  static const std::vector<Op> all = [] {
+    std::vector<Op> all{
+        {"uniform_", "float a=0., float b=1."},
+        {"normal_", "float mean=0., float std=1."},
+        {"trunc_normal_", "float mean=0., float std=1., float a=-2., float b=2."},
+        {"xavier_uniform_", "float gain=1."},
+        {"xavier_normal_", "float gain=1."},
+        {"kaiming_uniform_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+        {"kaiming_normal_", "float a=0., str fan_mode='fan_in', str nonlinearity='leaky_relu'"},
+        {"variance_scaling_",
+         "float scale=1., str fan_mode='fan_in', str distribution='truncated_normal', "
+         "int[] in_axis=[1], int[] out_axis=[0], int[] batch_axis=[], int groups=1"},
+    };
+    for (const Law& law : further_laws()) all.push_back({law.op.c_str(), law.schema.c_str()});
+    return all;
+  }();
   return all;
 }
 
@@ -382,6 +404,7 @@ void register_ops(torch::Library& library, Backend backend) {
   implement(library, backend, "kaiming_uniform_", plan_kaiming_uniform);
   implement(library, backend, "kaiming_normal_", plan_kaiming_normal);
   implement(library, backend, "variance_scaling_", plan_variance_scaling);
+  implement_laws(library, backend, std::make_integer_sequence<int, FurtherLaws::count>());
   using Strings = const std::vector<std::string>&;
   library.impl("fill_many_", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,
                                  at::IntArrayRef global_shapes, at::IntArrayRef offsets, int64_t batch_dims,

@@ -105,6 +105,12 @@ Plan plan_trunc_normal(const Target& target, double mean, double std, double a, 
   return in_domain(target, [&] { return truncated_normal(mean, std, a, b, target.dtype); });
 }
 
+Plan plan_law(const Target& target, const Law& law, const double* parameters) {
+  check_real(target);
+  for (size_t i = 0; i < law.parameters.size(); ++i) check_in_range(target, law.parameters[i], parameters[i]);
+  return in_domain(target, [&] { return law.make(parameters); });
+}
+
 Plan plan_xavier_uniform(const Target& target, double gain) {
   return plan_with_fans(target, "uniform", gain, "fan_avg");
 }
@@ -144,6 +150,7 @@ Plan plan_named(const Target& target, const Named& named) {
   if (named.name == "uniform") return plan_uniform(target, p[0], p[1]);
   if (named.name == "normal") return plan_normal(target, p[0], p[1]);
   if (named.name == "truncated_normal") return plan_trunc_normal(target, p[0], p[1], p[2], p[3]);
+  if (const Law* law = find_law(named.name)) return plan_law(target, *law, p);
   TORCH_CHECK_VALUE(named.name == "constant", target.op, ": unknown distribution ", named.name);
   check_in_range(target, "value", p[0]);
   return constant(p[0]);

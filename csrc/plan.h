@@ -12,6 +12,7 @@
 
 #include "description.h"
 #include "distribution.h"
+#include "laws.h"
 
 namespace xinit {
 
@@ -29,6 +30,7 @@ using Plan = std::optional<Distribution>;
 Plan plan_uniform(const Target&, double a, double b);
 Plan plan_normal(const Target&, double mean, double std);
 Plan plan_trunc_normal(const Target&, double mean, double std, double a, double b);
+Plan plan_law(const Target&, const Law&, const double* parameters);
 Plan plan_xavier_uniform(const Target&, double gain);
 Plan plan_xavier_normal(const Target&, double gain);
 Plan plan_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);

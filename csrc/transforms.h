@@ -7,6 +7,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <tuple>
 
 #include "distribution.h"
 #include "philox.h"
@@ -196,6 +198,28 @@ XINIT_HD typename L::F truncated_tail_sample(typename L::U word, const Distribut
   return x * (1 / kLogScale) * inverse * inverse;
 }
 
+// Further laws, each a type that says all that the library has to know of it; docs/extending.md shows one.
+//   name        of the distribution, and with an underscore of the op that fills with it
+//   parameters  of both, with their defaults
+//   make(p)     from numbers within the dtype's range; throws std::domain_error for others that it does not take
+//   sample      from one word, before the fma with scale and shift: what makes values that need no clamping
+struct Parameter {
+  const char* name;
+  double initial;
+};
+
+template <class... Law>
+struct Laws {
+  static constexpr int count = sizeof...(Law);
+  template <int i>
+  using at = std::tuple_element_t<i, std::tuple<Law...>>;
+};
+using FurtherLaws = Laws<>;
+
+constexpr Kind further_kind(int i) { return static_cast<Kind>(static_cast<int>(Kind::kFurther) + i); }
+template <Kind kind>
+using LawOf = FurtherLaws::at<static_cast<int>(kind) - static_cast<int>(Kind::kFurther)>;
+
 // The values of one or more blocks, before clamping and rounding to the tensor's dtype.
 template <Kind kind, class L, int n, class Tails = MendTails>
 XINIT_HD void transform(const typename L::U (&w)[n], typename L::F (&x)[n], const Distribution& d,
@@ -209,6 +233,7 @@ XINIT_HD void transform(const typename L::U (&w)[n], typename L::F (&x)[n], cons
   for (int i = 0; i < n; ++i) {
     if constexpr (kind == Kind::kUniform || kind == Kind::kUniformClamped) x[i] = uniform_sample<L>(w[i]);
     if constexpr (kind == Kind::kTruncatedTail) x[i] = truncated_tail_sample<L>(w[i], d);
+    if constexpr (kind >= Kind::kFurther) x[i] = LawOf<kind>::template sample<L>(w[i], d);
     x[i] = L::fma(x[i], L::splat(d.scale), L::splat(d.shift));
   }
 }

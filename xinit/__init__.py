@@ -34,24 +34,8 @@ from xinit import vmap as _vmap  # noqa: F401
 from xinit._torch import correct_fan as _calculate_correct_fan  # noqa: F401  # as torch.nn.init has them
 from xinit._torch import fans_of as _calculate_fan_in_and_fan_out  # noqa: F401
 from xinit.constants import constant_, dirac_, eye_, ones_, zeros_
-from xinit.distributions import (
-    Blocks,
-    Distribution,
-    Rows,
-    blocks,
-    constant,
-    kaiming_normal,
-    kaiming_uniform,
-    normal,
-    ones,
-    rows,
-    trunc_normal,
-    uniform,
-    variance_scaling,
-    xavier_normal,
-    xavier_uniform,
-    zeros,
-)
+from xinit.distributions import *  # its __all__
+from xinit.distributions import __all__ as _distributions
 from xinit.fill import fill_many_
 from xinit.init import (
     kaiming_normal_,
@@ -120,20 +104,15 @@ _ROOMS = {
 }
 
 __all__ = [
-    "Blocks",
-    "Distribution",
     "Key",
     "Matrix",
     "Plan",
     "Row",
-    "Rows",
     "Window",
     "accelerate",
     "audit",
-    "blocks",
     "build_info",
     "calculate_gain",
-    "constant",
     "constant_",
     "coordinate_check",
     "critical",
@@ -149,17 +128,13 @@ __all__ = [
     "fingerprint",
     "identity",
     "init_",
-    "kaiming_normal",
     "kaiming_normal_",
-    "kaiming_uniform",
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
     "lsuv_",
     "materialize_",
-    "normal",
     "normal_",
-    "ones",
     "ones_",
     "orthogonal",
     "orthogonal_",
@@ -167,23 +142,17 @@ __all__ = [
     "plan",
     "recipes",
     "recommend",
-    "rows",
     "sparse",
     "sparse_",
     "theory",
-    "trunc_normal",
     "trunc_normal_",
-    "uniform",
     "uniform_",
     "unwritten",
-    "variance_scaling",
     "variance_scaling_",
-    "xavier_normal",
     "xavier_normal_",
-    "xavier_uniform",
     "xavier_uniform_",
-    "zeros",
     "zeros_",
+    *_distributions,
 ]
 
 

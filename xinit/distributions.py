@@ -32,7 +32,46 @@ DTYPES = (
     torch.complex32,
 )
 
-_PARAMETERS = {"uniform": ("a", "b"), "normal": ("mean", "std"), "truncated_normal": ("mean", "std", "a", "b")}
+__all__ = [  # all of it public, as xinit's
+    "Blocks",
+    "Distribution",
+    "Rows",
+    "blocks",
+    "constant",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "rows",
+    "trunc_normal",
+    "uniform",
+    "variance_scaling",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+]
+
+
+def _truncated_std(mean: float, std: float, a: float, b: float) -> float:
+    """Of N(mean, std²) cut to [a, b]: std · sqrt(1 + (αφ(α) − βφ(β)) / Z − ((φ(α) − φ(β)) / Z)²)."""
+    if std == 0:
+        return 0.0
+    alpha, beta = sorted((abs(a - mean), abs(b - mean))) if (a - mean) * (b - mean) > 0 else (a - mean, b - mean)
+    alpha, beta = alpha / std, beta / std
+    mass = 0.5 * (math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2)))
+    if mass == 0:
+        return std / alpha  # too far to tell from an exponential
+    at_a, at_b = (math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) / mass for x in (alpha, beta))
+    return std * math.sqrt(max(0.0, 1 + alpha * at_a - beta * at_b - (at_a - at_b) ** 2))
+
+
+# By name: the parameters of a distribution without a fan, and the standard deviation that they give.
+_LAWS: dict[str, tuple[tuple[str, ...], Callable[..., float]]] = {
+    "uniform": (("a", "b"), lambda a, b: (b - a) / math.sqrt(12)),
+    "normal": (("mean", "std"), lambda mean, std: std),
+    "truncated_normal": (("mean", "std", "a", "b"), _truncated_std),
+    "constant": (("value",), lambda value: 0.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +130,10 @@ class Distribution:
         """
         if self.fan:
             raise ValueError(f"std: {self} depends on the shape: resolve it first")
-        p = self.parameters
-        if self.name == "constant":
-            return 0.0
-        if self.name == "uniform":
-            return (p[1] - p[0]) / math.sqrt(12)
-        return p[1] if self.name == "normal" else _truncated_std(*p)
+        return _LAWS[self.name][1](*self.parameters)
 
     def __repr__(self) -> str:
-        parts = [f"{self.fan} gain"] if self.fan else _PARAMETERS.get(self.name, ("value",))
+        parts = (f"{self.fan} gain",) if self.fan else _LAWS[self.name][0]
         numbers = ", ".join(f"{part}={value:.6g}" for part, value in zip(parts, self.parameters, strict=True))
         return f"Distribution({self.name}, {numbers})"
 
@@ -118,19 +152,6 @@ def _described(name: str, parameters: tuple[float, ...], fan: str, *axes: Any) -
         return f"{name}({numbers}, {fan})"
     inside, outside, batch = (" ".join(map(str, axis)) for axis in axes[:3])
     return f"{name}({numbers}, {fan}, in={inside}, out={outside}, batch={batch}, groups={axes[3]})"
-
-
-def _truncated_std(mean: float, std: float, a: float, b: float) -> float:
-    """Of N(mean, std²) cut to [a, b]: std · sqrt(1 + (αφ(α) − βφ(β)) / Z − ((φ(α) − φ(β)) / Z)²)."""
-    if std == 0:
-        return 0.0
-    alpha, beta = sorted((abs(a - mean), abs(b - mean))) if (a - mean) * (b - mean) > 0 else (a - mean, b - mean)
-    alpha, beta = alpha / std, beta / std
-    mass = 0.5 * (math.erfc(alpha / math.sqrt(2)) - math.erfc(beta / math.sqrt(2)))
-    if mass == 0:
-        return std / alpha  # too far to tell from an exponential
-    at_a, at_b = (math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi) / mass for x in (alpha, beta))
-    return std * math.sqrt(max(0.0, 1 + alpha * at_a - beta * at_b - (at_a - at_b) ** 2))
 
 
 P = ParamSpec("P")

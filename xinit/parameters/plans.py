@@ -171,6 +171,8 @@ def _words(d: Distribution) -> str:
     mean = f" mean {p[0]}" if d.name != "uniform" and d.parameters[0] else ""
     if d.name == "normal":
         return "normal" + mean
+    if d.name not in ("uniform", "truncated_normal"):
+        return str(d).removeprefix("Distribution(").removesuffix(")")
     low, high = d.parameters[-2:]
     close = ")" if d.name == "uniform" else "]"
     bounds = f" ±{p[-1]}" if low == -high else f" [{p[-2]}, {p[-1]}{close}"
