@@ -33,7 +33,7 @@ def results(tmp_path_factory):
         start_new_session=True,
     )
     try:
-        log, _ = process.communicate(timeout=300)
+        log, _ = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         log, _ = process.communicate()
