@@ -357,9 +357,24 @@ def test_of_what_no_attributes_tell_a_warning_names_the_class():
             xinit.init_(emptied(lambda kind=kind: stack(kind)), {"*": xinit.normal()}, KEY)  # the user's own
             xinit.init_(stack(kind, zero=False), "llama", KEY)  # built for real
             xinit.init_(copy.deepcopy(stack(kind, zero=False)), "llama", KEY)
-    found = problems(copy.deepcopy(stack(Residual)), "llama")
-    assert {n.partition(".")[2] for n in found} == SET.keys()
-    assert all("and it was set to" in problem for problem in found.values())
+    copied = copy.deepcopy(stack(Residual))
+    found = problems(copied, "llama")
+    assert {n.partition(".")[2] for n in found} == {"out.bias"}
+    assert all("and it was set to constant -4" in problem for problem in found.values())
+    with pytest.warns(
+        UserWarning, match="what the constructors of Residual may have set"
+    ):  # its zeros may be fresh memory
+        xinit.init_(copied, "llama", KEY, skip="*.out.bias")
+
+
+def test_fresh_memory_among_what_was_used_before_is_not_taken_for_set():
+    """to_empty() gives some parameters what weights have left, and others zeros."""
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(300, 300) for _ in range(4)))
+    model.to_empty(device="cpu")
+    for i, p in enumerate(model.parameters()):
+        p.data.copy_(torch.zeros_like(p) if i in (2, 3) else torch.randn_like(p))
+    assert problems(model, "torch") == {}
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["built", "to_empty"])

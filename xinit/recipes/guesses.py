@@ -63,7 +63,8 @@ class Judge:
         problem = "" if own is not None or holds else self._unfamiliar(site, resolved, recipe)
         if problem and told and self._holds(site.parameter, resolved):
             return ""
-        if not (problem or told or site.parameter.is_meta) and self._emptied:
+        in_doubt = self._emptied or (self._copied.get(id(site.parameter)) == 0.0 and not holds)
+        if in_doubt and not (problem or told or site.parameter.is_meta):
             around = self.own.in_doubt(site.parameter)
             if site.module in around and _constant(resolved) == 1.0 == identity(
                 site.module, site.name.rpartition(".")[2]
@@ -92,8 +93,13 @@ class Judge:
     @cached_property
     def _set(self) -> dict[int, float]:
         """The values of those that were set to one; also before they were sharded or copied, and are others since."""
-        copied = [] if self._emptied else filter(never_written, self._of_torch)
-        return _constants([*filter(_written, self.model.parameters()), *copied])
+        copied = {key: value for key, value in self._copied.items() if value}
+        return copied | _constants(filter(_written, self.model.parameters()))
+
+    @cached_property
+    def _copied(self) -> dict[int, float]:
+        """The same of those that nothing was written to. Zero says little: memory that was not used before is zero too."""
+        return {} if self._emptied else _constants(filter(never_written, self._of_torch))
 
     @staticmethod
     def _against(site: Site, what: Distribution, recipe: str, who: str, own: Own) -> str:
