@@ -1,19 +1,14 @@
 """The CUDA code, as far as a machine without a GPU can tell: it compiles cleanly, within its budget, and is registered."""
 
-import importlib.util
-import subprocess
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
+from device import emulated
 
 import xinit
 
-ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("sass_budget", ROOT / "benchmarks" / "sass_budget.py")
-sass_budget = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sass_budget)
+sass_budget = emulated.sass_budget
 
 needs_nvcc = pytest.mark.skipif(sass_budget.find_tool("nvcc") is None, reason="no nvcc")
 needs_disassembler = pytest.mark.skipif(sass_budget.find_tool("cuobjdump") is None, reason="no cuobjdump")
@@ -48,11 +43,7 @@ def test_kernels_compile_without_warnings_spills_or_stack(compiled, arch):
 @needs_nvcc
 @pytest.mark.slow
 def test_ptx_has_no_approximate_instruction(tmp_path):
-    source, ptx = tmp_path / "kernels.cu", tmp_path / "kernels.ptx"
-    source.write_text(sass_budget.SOURCE.format(root=ROOT))
-    nvcc = sass_budget.find_tool("nvcc")
-    subprocess.run([nvcc, "-ptx", "-arch=compute_90", *sass_budget.FLAGS, "-o", ptx, source], check=True)
-    text = ptx.read_text()
+    text = emulated.kernels_as_ptx(tmp_path, "90")
     assert "fma.rn.f32" in text
     assert [line for line in text.splitlines() if ".approx" in line or ".ftz" in line] == []
 

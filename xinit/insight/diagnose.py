@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,13 +96,9 @@ def _rows_of(
 
 
 def _together(values: Sequence[Moments], numbers: Iterable[int | None]) -> Moments | None:
-    """Of several measurements as of one."""
-    found = [values[number] for number in numbers if number is not None]
-    count = sum(moments.number for moments in found)
-    if not count:
-        return None
-    mean = sum(moments.mean * moments.number for moments in found) / count
-    return Moments(count, mean, math.sqrt(sum(moments.norm**2 for moments in found)))
+    """Of several measurements as of one; None if nothing was measured."""
+    moments = Moments.together([values[number] for number in numbers if number is not None])
+    return moments if moments.number else None
 
 
 def _rms(values: Sequence[Moments], number: int | None) -> float | None:

@@ -109,9 +109,8 @@ class Findings:
 
     def _flat(self) -> None:
         for layer in self.weights:
-            shares = [self.values[call.dead] for call in layer.calls if call.dead is not None and self._heard(call)]
-            units = sum(moments.number for moments in shares)
-            share = sum(moments.mean * moments.number for moments in shares) / units if units else 0.0
+            silent = [self.values[call.dead] for call in layer.calls if call.dead is not None and self._heard(call)]
+            units, share, _ = Moments.together(silent)
             # By chance half the units of a layer whose inputs are much alike are dead.
             if share > min(0.999, DEAD + 1.5 / math.sqrt(max(units, 1))) and (units >= 16 or self._silent(layer)):
                 kind, left = layer.calls[0].activation, self._of(layer.calls[0].left)
@@ -122,9 +121,8 @@ class Findings:
                     f"have mean {left.mean:.2g} and std {left.std:.2g}"
                 )
                 self._flag("dead", layer, cause + self._bias(layer), self._again(layer))
-            shares = [self.values[call.saturated] for call in layer.calls if call.saturated is not None]
-            values = sum(moments.number for moments in shares)
-            share = sum(moments.mean * moments.number for moments in shares) / values if values else 0.0
+            flat = [self.values[call.saturated] for call in layer.calls if call.saturated is not None]
+            share = Moments.together(flat).mean
             if share > SATURATED:
                 kind, left = layer.calls[0].activation, self._of(layer.calls[0].left)
                 assert kind is not None

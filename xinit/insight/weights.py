@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,12 +85,9 @@ def weights_of(layer: Layer, numbers: tuple[dict[str, int], int], values: Sequen
     each = {leaf: values[number] for leaf, number in numbers[0].items()}
     matrices = {leaf: parameter for leaf, parameter in layer.weights.items() if parameter.dim() > 1}
     matrices = matrices or {leaf: p for leaf, p in layer.weights.items() if leaf == "weight"} or layer.weights
-    chosen = [each[leaf] for leaf in matrices]
-    count = sum(moments.number for moments in chosen)
-    mean = sum(moments.mean * moments.number for moments in chosen) / count if count else 0.0
-    norm = math.sqrt(sum(moments.norm**2 for moments in chosen))
+    moments = Moments.together([each[leaf] for leaf in matrices])
     drawn = own_distribution(layer, next(iter(matrices)), own)
-    return Weights(Moments(count, mean, norm), each, values[numbers[1]], None if drawn is None else drawn.std)
+    return Weights(moments, each, values[numbers[1]], None if drawn is None else drawn.std)
 
 
 def own_distribution(layer: Layer, leaf: str, own: OwnInit) -> Distribution | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,13 @@ class Moments(NamedTuple):
     @property
     def finite(self) -> bool:
         return math.isfinite(self.mean)
+
+    @classmethod
+    def together(cls, found: Sequence[Moments]) -> Moments:
+        """Of several measurements as of one."""
+        number = sum(moments.number for moments in found)
+        mean = sum(moments.mean * moments.number for moments in found) / number if number else 0.0
+        return cls(number, mean, math.sqrt(sum(moments.norm**2 for moments in found)))
 
 
 class Meter:
