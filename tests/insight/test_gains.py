@@ -217,6 +217,13 @@ def test_what_is_no_nonlinearity(nonlinearity):
             call(nonlinearity)
 
 
+def test_a_class_is_to_be_made_one_of():
+    with pytest.raises(
+        ValueError, match=r"nonlinearity <class 'torch\.nn\.modules\.activation\.GELU'>: make one, GELU\(\): name"
+    ):
+        xinit.calculate_gain(nn.GELU)
+
+
 def test_a_parameter_where_there_is_none():
     with pytest.raises(ValueError, match=r"nonlinearity gelu has no parameter, but found 0\.5"):
         xinit.calculate_gain("gelu", 0.5)

@@ -76,6 +76,29 @@ def test_networks_of_every_kind():
     assert all(v == pytest.approx(1, abs=0.011) for v in variances(model, Conv1D, tokens()).values())
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+def test_modules_of_several_matrices_are_named():
+    model, x = seeded(Recurrent), batch(4, 16)
+    before = xinit.fingerprint(model.lstm)
+    with pytest.warns(
+        UserWarning, match="lsuv_: module lstm left as it is: a module of several matrices has no one scale"
+    ):
+        xinit.lsuv_(model, x, key=KEY)
+    assert xinit.fingerprint(model.lstm) == before
+    assert model(x).var(unbiased=False).item() == pytest.approx(1, abs=0.011)
+    attention = seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    with pytest.warns(UserWarning, match="lsuv_: module self_attn left as it is"):
+        xinit.lsuv_(attention, batch(4, 3, 16), key=KEY)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

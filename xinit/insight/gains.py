@@ -136,8 +136,10 @@ def look_up(nonlinearity: object, param: float | None = None) -> tuple[str, Func
     elif callable(nonlinearity) and not isinstance(nonlinearity, type):
         name, function = getattr(nonlinearity, "__name__", type(nonlinearity).__name__), nonlinearity
     else:
-        made = f": make one, {nonlinearity.__name__}()" if isinstance(nonlinearity, type) else ""
-        raise ValueError(f"Unsupported nonlinearity {repr(nonlinearity)[:40]}{made}: {_WAYS}")
+        what = repr(nonlinearity)[:40]
+        if isinstance(nonlinearity, type):
+            what = f"{nonlinearity}: make one, {nonlinearity.__name__}()"
+        raise ValueError(f"Unsupported nonlinearity {what}: {_WAYS}")
     if param is not None:
         raise ValueError(f"nonlinearity {name} has no parameter, but found {param}")
     return name, function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -61,6 +62,9 @@ def lsuv_(
         ValueError: for another start, or a tolerance that is not above 0; for what :func:`xinit.diagnose` refuses; if a layer's
             outputs are all the same, or not finite. Then, and after any other error, all weights are as they were.
 
+    Warns:
+        UserWarning: of modules of several matrices, such as nn.LSTM and nn.MultiheadAttention, which are left as they are.
+
     Source: Mishkin & Matas, "All you need is a good init", 2016, algorithm 1.
 
     Example:
@@ -78,7 +82,10 @@ def lsuv_(
     if not 0 < tolerance < math.inf:
         raise ValueError(f"lsuv_: tolerance must be above 0, but found {tolerance}")
     check("lsuv_", model, inputs, kwargs)
-    chosen = _layers(model)
+    chosen, several = _layers(model)
+    if several:
+        be = "module {} left as it is: a module" if len(several) == 1 else "modules {} left as they are: modules"
+        warnings.warn(f"lsuv_: {be.format(', '.join(several))} of several matrices has no one scale", stacklevel=2)
     held = [parameter for layer in chosen for parameter in layer.weights.values()]
     before = [(parameter, parameter.detach().clone()) for parameter in held]
     ranks = Ranks(model.parameters(), "lsuv_")
@@ -101,20 +108,26 @@ def lsuv_(
     return model
 
 
-def _layers(model: nn.Module) -> list[Layer]:
-    """The modules that multiply by one matrix, in the model's order; a tied weight is scaled where it comes first."""
+def _layers(model: nn.Module) -> tuple[list[Layer], list[str]]:
+    """The modules that multiply by one matrix, in the model's order, and the names of those that do by several.
+
+    A tied weight is scaled where it comes first.
+    """
     names = {module: canonical_name(name) for name, module in model.named_modules()}
     taken: set[int] = set()
-    found = []
+    found, several = [], []
     for module, weights in layers_of(dict(model.named_modules())).items():
         layer = Layer(names[module] or "(model)", module, weights)
         matrices = [parameter for parameter in weights.values() if parameter.dim() > 1]
-        alone = len(matrices) == 1 and next(module.children(), None) is None
+        leaf = next(module.children(), None) is None
+        if isinstance(module, nn.MultiheadAttention) or (leaf and len(matrices) > 1 and not layer.is_embedding):
+            several.append(layer.name)
+        alone = leaf and len(matrices) == 1
         taken |= {id(parameter) for parameter in matrices if layer.is_embedding}
         if alone and not layer.is_embedding and not is_norm(module) and id(matrices[0]) not in taken:
             taken.add(id(matrices[0]))
             found.append(layer)
-    return found
+    return found, several
 
 
 def _start(model: nn.Module, chosen: Iterable[Layer], start: str, key: Key) -> None:

@@ -84,6 +84,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def check(op: str, model: nn.Module, inputs: Any, kwargs: Any) -> None:
     """Whether it can be called with that."""
     sites = sites_of(model, op)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{op}: {name or module.original_name} is a torch.jit.ScriptModule, of which nothing is seen, and whose hooks "
+                f"cannot be taken away: give the module that it was made from"
+            )
     if not sites:
         raise ValueError(f"{op}: {type(model).__name__} has no parameters")
     if meta := [site.name for site in sites if site.parameter.is_meta]:
