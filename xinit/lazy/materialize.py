@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,18 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xinit._torch import DisableTorchFunction, local_tensor, of_class, swap_tensor, without_modes
-from xinit.dtensor import cut, is_sharded, outside, with_memory
-from xinit.history.replay import needed, replay
-from xinit.history.simplify import box, origin
-from xinit.history.storages import Node, Ref, Store, ordinary_tensors, purge
+from xinit.dtensor import is_sharded, outside, with_memory
+from xinit.history.storages import ordinary_tensors, purge
 from xinit.keys import Key
+from xinit.lazy.draw import Target, draw
 from xinit.lazy.late import own_class, release
 from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_unseen
-from xinit.lazy.targets import CHANGED, EMPTIED, RAW, Target, places_of, targets_of
+from xinit.lazy.targets import CHANGED, EMPTIED, RAW, places_of, targets_of
 from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
 from xinit.parameters.names import canonical_name, version_of
 from xinit.parameters.sites import mark_unwritten, some
-from xinit.parameters.writes import fill_writes_
 from xinit.subclasses import rewrap
 
 
@@ -176,7 +173,14 @@ def _materialize_(
     # Copied before the fill is launched, which a copy to a GPU would wait for; one from a GPU must be waited for.
     behind = where.type != "cpu"
     moved = [(t, t.data.to(where, non_blocking=behind)) for t in elsewhere if id(t) not in on_cpu]
-    values = _drawn(targets, where, on_cpu, key, progress)
+
+    def memory(target: Target, again: bool) -> Tensor | None:
+        tensor = target.tensor
+        if is_sharded(tensor):
+            return with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else where)
+        return None if again else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=where)
+
+    values = draw(targets, memory, where, key, "materialize_", progress)
     scripted = [
         (module, name, tensor)
         for module in model.modules()
@@ -240,93 +244,3 @@ def _written_unseen(target: Target) -> bool:
         return written_unseen(tensor)
     left = tensor.__dict__.get("_xinit_record")
     return version_of(tensor) != target.record.version and left is not None and not target.store.since(left.time)
-
-
-def _drawn(targets: list[Target], device: torch.device, on_cpu: set[int], key: Key, progress: bool) -> list[Tensor]:
-    """The values of all targets, in their order: fills in one batch, and everything else done again, all of it on one device.
-
-    Those of the sharded ones among them whose ids are in `on_cpu` go there.
-    """
-    needs = _again(targets)
-    keys = _keys_of(list(needs), {target.store for target in targets}, key)
-    # What stays has its memory before what does not: the holes that this leaves are for the next.
-    values = {t: _memory(t, device, on_cpu) for t in targets if t not in needs or is_sharded(t.tensor)}
-    for alike in _apart(needs):
-        nodes = {node for target in alike for node in needs[target]}
-        storages = replay(nodes, keys, {target.store for target in alike}, device)
-        for target in alike:
-            whole = target.whole.among(storages, device)
-            if target in values:
-                cut(whole, values[target])
-            else:
-                values[target] = whole.to(target.tensor.dtype)
-        del storages, whole  # before the next ones take theirs
-    jobs = [(target.name, values[target], target.writes(key)) for target in targets if target not in needs]
-    fill_writes_(jobs, progress, "materialize_")
-    return [values[target] for target in targets]
-
-
-def _memory(target: Target, device: torch.device, on_cpu: set[int]) -> Tensor:
-    tensor = target.tensor
-    if is_sharded(tensor):
-        return with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else device)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-
-
-def _again(targets: list[Target]) -> dict[Target, list[Node]]:
-    """The targets of which what was recorded is to be done again, in their order, and all that each takes."""
-    needs: dict[Target, list[Node]] = {}
-    read: set[Store] = set()
-    owned = Counter(target.store for target in targets)
-    # Two parameters that are views of one storage take their values in the order of time.
-    simple = {target for target in targets if target.record.parts is not None and owned[target.store] == 1}
-    while True:
-        # A copy of what another target, or an operator that is to be done again, draws too must not be drawn for itself.
-        shared = owned.keys() | read
-        rest = [
-            target
-            for target in targets
-            if target not in needs
-            and (target not in simple or target.store in read or not shared.isdisjoint(target.record.sources))
-        ]
-        if not rest:
-            return {target: needs[target] for target in targets if target in needs}
-        for target in rest:
-            needs[target] = needed(target.store, target.record.time)
-            read.update(ref.store for node in needs[target] for ref in node.refs)
-
-
-def _apart(needs: dict[Target, list[Node]]) -> Iterable[list[Target]]:
-    """Groups of targets that have nothing to do with each other: doing one again at a time takes the memory of one."""
-    groups: dict[Node | Store, list[Target]] = {}
-    for target, nodes in needs.items():
-        parts: list[Node | Store] = [target.store, *nodes]
-        met = {id(one): one for part in parts if (one := groups.get(part))}
-        group: list[Target] = next(iter(met.values()), [])
-        joining = [target, *(other for joined in met.values() if joined is not group for other in joined)]
-        group += joining
-        for other in joining:
-            groups.update(dict.fromkeys((other.store, *needs[other]), group))
-    return {id(group): group for group in groups.values()}.values()
-
-
-def _keys_of(again: list[Target], owned: set[Store], key: Key) -> dict[Node, tuple[Key, Ref | None]]:
-    """Whose draws they are: a parameter's own if its final values come from them, else the first one's that needs them."""
-    keys: dict[Node, tuple[Key, Ref | None]] = {}
-    own: dict[Node, tuple[Target, Ref]] = {}
-    for copied in True, False:
-        for t in reversed(again):
-            whole, time = origin(t.whole, t.record.time) if copied else (t.whole, t.record.time)
-            if whole.store is t.store or whole.store not in owned:
-                own |= {n: (t, whole) for n in whole.store.until(time) if n.fill and box(n.fill[0], whole)}
-    known: set[Node] = set()
-    for target in again:
-        count = 0
-        for node in needed(target.store, target.record.time, known):
-            known.add(node)
-            if node in own:
-                keys[node] = key.fold_in(own[node][0].name), own[node][1]
-            elif node.random:
-                keys[node] = key.fold_in(target.name).fold_in(count), None
-                count += 1
-    return keys

@@ -12,31 +12,11 @@ from xinit.dtensor import is_sharded
 from xinit.history.replay import needed
 from xinit.history.simplify import Record, record_of
 from xinit.history.storages import is_raw, now, store_of
-from xinit.keys import Key
+from xinit.lazy.draw import Target
 from xinit.lazy.late import Late
 from xinit.lazy.shards import Shard, is_raw_shard, whole_of
 from xinit.parameters.names import modules_of, tensors_of, version_of
-from xinit.parameters.writes import Write
 from xinit.subclasses import held, plain
-
-
-class Target:
-    """A parameter or buffer that is to get its memory."""
-
-    def __init__(self, name: str, tensor: Tensor, record: Record, wrapper: Tensor) -> None:
-        self.name, self.tensor, self.record = name, tensor, record
-        self.wrapper = wrapper  # the tensor itself, or the wrapper subclass that holds it
-        self.whole = record.ref
-        self.store = record.ref.store
-
-    def writes(self, key: Key) -> list[Write]:
-        """Its parts, to be drawn from the model's key."""
-        key = key.fold_in(self.name)
-        return [Write(what, key, offsets, shape, frame) for what, offsets, shape, frame in self.record.parts or ()]
-
-    def written(self) -> bool:
-        """Whether anything was ever written to it."""
-        return self.record.parts != () or not self.whole.numel
 
 
 def places_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
