@@ -43,7 +43,7 @@ def test_deep_relu_nets_live_and_die_as_readme_says(one_thread):
     assert 1e-9 < xavier.forward[-1] < 1e-6
     assert bound.forward[-1] < 1e-10
     assert 0.1 < kaiming.backward[0] < 10
-    assert compare.message(pairs) == "A net of 50 relu layers lives with Kaiming; dies with Xavier, U(±√(2/fan))"
+    assert compare.message(pairs) == "50 relu layers live with Kaiming; die with Xavier, U(±√(2/fan))"
 
 
 def pair(forward, backward):
