@@ -384,6 +384,25 @@ def replicas_that_differ(world):
         xinit.fingerprint(hsdp)
 
 
+@case(2, 4)
+def verified(world):
+    """Each rank what it holds; all are told."""
+    model = by_fsdp(deferred("uneven"), mesh_for("fsdp", world))
+    xinit.materialize_(model, key=KEY)
+    assert {row.state for row in xinit.verify(model, KEY, deferred("uneven")).rows} == {"drawn"}
+    name, parameter = next((name, p) for name, p in model.named_parameters() if p.dim() > 1)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            parameter.to_local().view(-1)[3] = torch.nan
+    found = xinit.verify(model, KEY, deferred("uneven"))
+    assert found.names("corrupt") == [name]
+    assert found.names("trained") == found.names("unknown") == []
+    init_quietly(model, "uneven")
+    with Watched() as watched:
+        assert {row.state for row in xinit.verify(model, KEY, LLAMA).rows} == {"drawn"}
+    assert watched.collectives == 1
+
+
 @case(3, 4)
 def a_mesh_of_some_ranks(world):
     """What is on ranks 0 and 1 alone asks nothing of the others, which make the same calls, up to a collective of them all."""
