@@ -85,7 +85,10 @@ def test_the_command(tmp_path, capsys):
         (("--activation", "relo"), "compare: Unsupported nonlinearity relo: relu is one; "),
         (("--method", "he_normal"), "compare: there is no method he_normal, but xavier_uniform, "),
         (("--depth", "1"), "compare: there must be at least 2 layers of 1 unit, but found 1 of 512"),
-        (("--depth", "3", "--width", "4", "--plot", "a.docx"), "--plot a.docx: Format 'docx' is not supported"),
+        (
+            ("--activation", "relu", "--method", "torch", "--depth", "3", "--width", "4", "--plot", "a.docx"),
+            "--plot a.docx: Format 'docx' is not supported",
+        ),
     ],
 )
 def test_errors_in_one_line(arguments, words, capsys):
