@@ -1,7 +1,8 @@
-"""transformers' architectures, built small, and what their own init makes of each parameter.
+"""transformers' and timm's architectures, built small, and what their own init makes of each parameter.
 
 ``python tests/architectures.py OUT.jsonl`` builds a model for every configuration, each family in a process with a time limit,
-holds all recipes against it, and writes a line for each.
+holds all recipes against it, and writes a line for each; ``--timm`` takes the smallest model of each of timm's families.
+``--ways`` compares the model, as its constructor builds it, with the ones that come out of ``deferred`` and of ``to_empty``.
 """
 
 from __future__ import annotations
@@ -206,6 +207,80 @@ def held_against(make, names=tuple(RECIPES), empty=False, really=True):
     return report
 
 
+RANDOM = "random, of another mean or spread"
+
+
+def built_otherwise(make):
+    """What is not as the constructor makes it: within ``deferred``, and of buffers after ``to_empty`` and ``init_``.
+
+    Random parameters are compared by mean and spread, with 6 standard errors of a normal's.
+    """
+    first, _, fixed = constants(make)
+    torch.manual_seed(2)
+    other, expected = dict(make().named_buffers()), dict(first.named_buffers())
+    expected = {name: b for name, b in expected.items() if torch.equal(b, other[name])}  # of each seed
+
+    def wrong_buffers(model):
+        found = dict(model.named_buffers())
+        return {name for name, b in expected.items() if name not in found or not torch.equal(b, found[name])}
+
+    with xinit.deferred():
+        later = make()
+    xinit.materialize_(later, key=Key(3))
+    twins = dict(named(later))
+    wrong = dict.fromkeys(wrong_buffers(later), "buffer") | {name: what for name, what in xinit.audit(later)}
+    for name, p in named(first):
+        twin = twins[name]
+        if twin.shape != p.shape or twin.dtype != p.dtype or (name in fixed and not torch.equal(p, twin)):
+            wrong[name] = "fixed"
+        elif name not in fixed and not alike(p, twin):
+            wrong[name] = RANDOM
+    with torch.device("meta"):
+        empty = make()
+    empty.to_empty(device="cpu")
+    for tensor in (*empty.parameters(), *empty.buffers()):
+        tensor.data.view(-1).view(torch.uint8).fill_(77)  # of .data, it does not count as written
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        xinit.init_(empty, {"*": xinit.normal(std=0.02)}, Key(3))
+    left = {name for name, what in xinit.audit(empty)}
+    raw = wrong_buffers(empty)
+    return {
+        "parameters": len(twins),
+        "buffers": len(expected),
+        "wrong": wrong,
+        "raw": sorted(raw - left),
+        "named": sorted(left),
+        "named though right": sorted((left - raw) & expected.keys()),
+        "warnings": [str(w.message)[:200] for w in seen if "xinit" in w.filename or "init_:" in str(w.message)],
+    }
+
+
+def alike(x, y):
+    """Whether random numbers are of one law, as far as mean and spread tell; without the ends, as torch's trunc_normal_ has
+    outliers of a hundred standard deviations."""
+    n, cut = x.numel(), x.numel() // 1000 + 1
+    if n < 4:
+        return True
+    x, y = (t.detach().double().flatten().sort().values[cut:-cut] for t in (x, y))
+    spread = max(x.std(), y.std())
+    same_mean = abs(x.mean() - y.mean()) <= 6 * spread * (2 / n) ** 0.5
+    return bool(same_mean and abs(x.std() - y.std()) <= 6 * spread * n**-0.5)
+
+
+def smallest_of_timm():
+    """A name for each module of timm: the smallest model that it has."""
+    import timm
+
+    sizes = {}
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module, pretrained=False):
+            with contextlib.suppress(Exception), torch.device("meta"):
+                size = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+                sizes[module] = min(sizes.get(module, (size, name)), (size, name))
+    return sorted(name for _, name in sizes.values())
+
+
 def families():
     import transformers
 
@@ -266,7 +341,10 @@ def one(target, options):
         try:
             make = made()
             try:
-                line["report"] = held_against(make, empty=options.empty, really=options.really)
+                ways = options.ways
+                line["report"] = (
+                    built_otherwise(make) if ways else held_against(make, empty=options.empty, really=options.really)
+                )
             except Exception as error:
                 line["crashed"] = f"{type(error).__name__}: {error}"[:600]
         except Exception as error:
@@ -281,15 +359,17 @@ def main():
     parser.add_argument("--empty", action="store_true", help="on the meta device, and then to_empty")
     parser.add_argument("--really", action="store_true", help="fill the models, and look at the values")
     parser.add_argument("--timm", action="store_true", help="models of timm")
+    parser.add_argument("--ways", action="store_true", help="deferred, and to_empty, against the constructor")
     parser.add_argument("--limit", type=int, default=240, help="seconds for each family")
     parser.add_argument("only", nargs="*", help="families, or timm's models")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    build(next(iter(classes("bert").values())))()  # what it imports, once before the forks
+    if not options.timm:
+        build(next(iter(classes("bert").values())))()  # what it imports, once before the forks
     known = Path(options.out).read_text() if Path(options.out).exists() else ""
     if not options.really:
         guesses.OwnInit = lru_cache(1)(guesses.OwnInit)  # what a model says does not depend on the recipe
-    for target in options.only or families():
+    for target in options.only or (smallest_of_timm() if options.timm else families()):
         if f'"family": "{target}"' in known:  # from a run before
             continue
         child = os.fork()

@@ -204,19 +204,70 @@ def test_a_model_with_real_buffers_keeps_them_without_a_word(construct):
     xinit.init_(loaded, RECIPE, KEY)
 
 
-def test_copies_and_loaded_models_are_no_emptied_ones():
-    file = io.BytesIO()
-    torch.save(Mask(), file)
+def warned(function):
+    """What is warned of while it runs."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in seen]
+
+
+def pickled(model):
+    torch.save(model, file := io.BytesIO())
     file.seek(0)
-    assigned, converted = Mask(), Mask()
-    assigned.load_state_dict(copy.deepcopy(Mask().state_dict()), assign=True)
-    converted.load_state_dict(
-        {name: tensor.double().float() for name, tensor in Mask().state_dict().items()}, assign=True
-    )
-    assert {tensor._version for tensor in converted.state_dict(keep_vars=True).values()} == {0}
-    for model in (copy.deepcopy(Mask()), torch.load(file, weights_only=False), assigned, converted):
-        xinit.init_(model, RECIPE, KEY, skip="*.bias")
+    return torch.load(file, weights_only=False)
+
+
+def assigned(model, convert=copy.deepcopy):
+    state = {name: convert(tensor) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def converted(model):
+    """By tensors that nothing was written to in place."""
+    return assigned(model, lambda tensor: tensor.double().float())
+
+
+BIAS, MASK = "parameter proj.bias, skipped, which", "buffer mask, which"
+
+
+@pytest.mark.parametrize(
+    ("copied", "said", "skipping"),
+    [(pickled, [], []), (assigned, [], []), (copy.deepcopy, [], [BIAS]), (converted, [MASK], [BIAS, MASK])],
+)
+def test_copies_and_loaded_models_keep_their_buffers(copied, said, skipping):
+    """Where they look as to_empty() leaves them, a warning says so, and audit() does not claim that it is so."""
+    for skip, expected in ((None, said), ("*.bias", skipping)):
+        model = copied(Mask())
+        heard = warned(lambda model=model, skip=skip: xinit.init_(model, RECIPE, KEY, skip=skip))
+        assert len(heard) == len(expected)
+        assert all(f"init_: {start}" in words for words, start in zip(heard, expected, strict=True))
         assert torch.equal(model.mask, torch.tril(torch.ones(4, 4)))
+        assert not xinit.audit(model)
+
+
+def remembering(construct):
+    """After to_empty(), which got memory that held weights before."""
+    model = emptied(construct)
+    for tensor in (*model.parameters(), *model.buffers()):
+        values = torch.randn(tensor.shape) / 8
+        tensor.data.copy_(values)
+    return model
+
+
+def test_memory_that_held_weights_is_not_taken_for_them():
+    model = remembering(lambda: nn.Sequential(Mask(), Rotary("reset_parameters"), Kept()))
+    heard = warned(lambda: xinit.init_(model, RECIPE, KEY))
+    assert len(heard) == 2
+    assert "buffer 0.mask, which nothing has written to" in heard[0]
+    assert "buffers 1.freqs, 2.scale, which nothing has written to" in heard[1]
+    assert torch.equal(model[1].freqs, model[1].made())
+    assert (model[2].scale == 2).all()
+    model = remembering(Mask)
+    heard = warned(lambda: xinit.init_(model, RECIPE, KEY, skip="*.weight"))
+    assert "parameter proj.weight, skipped, which nothing has written to" in heard[0]
+    assert "buffer mask, which nothing has written to" in heard[1]
 
 
 def test_parts_of_an_emptied_model():

@@ -322,17 +322,21 @@ def stack(kind, *args, **options):
 
 
 def emptied(construct, byte=77):
+    """Of memory that held one byte before, or weights."""
     with torch.device("meta"):
         model = construct()
     for p in model.to_empty(device="cpu").parameters():
-        p.data.view(torch.uint8).fill_(byte)
+        if byte == "weights":
+            p.data.copy_(torch.randn_like(p) / 8)
+        else:
+            p.data.view(torch.uint8).fill_(byte)
     return model
 
 
 SET = {"norm.weight": "zeros", "out.weight": "zeros", "out.bias": "constant -4"}
 
 
-@pytest.mark.parametrize("byte", [0, 77])
+@pytest.mark.parametrize("byte", [0, 77, "weights"])
 def test_a_constructor_is_run_again_after_to_empty_where_attributes_tell_its_arguments(byte, capsys):
     model = emptied(lambda: stack(Told, 12), byte)
     capsys.readouterr()
@@ -348,15 +352,16 @@ def test_a_constructor_is_run_again_after_to_empty_where_attributes_tell_its_arg
 
 def test_of_what_no_attributes_tell_a_warning_names_the_class():
     for kind in Residual, Half:
-        with pytest.warns(
-            UserWarning, match=rf"what the constructors of {kind.__name__} may have set is lost.*deferred"
-        ):
-            xinit.init_(emptied(lambda kind=kind: stack(kind, zero=False)), "llama", KEY)
+        # Of a copy nothing but its values tells that it is none of to_empty's, which may have got memory that held weights.
+        for construct in emptied, lambda build: emptied(build, "weights"), lambda build: copy.deepcopy(build()):
+            with pytest.warns(
+                UserWarning, match=rf"what the constructors of {kind.__name__} may have set is lost.*deferred"
+            ):
+                xinit.init_(construct(lambda kind=kind: stack(kind, zero=False)), "llama", KEY)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             xinit.init_(emptied(lambda kind=kind: stack(kind)), {"*": xinit.normal()}, KEY)  # the user's own
             xinit.init_(stack(kind, zero=False), "llama", KEY)  # built for real
-            xinit.init_(copy.deepcopy(stack(kind, zero=False)), "llama", KEY)
     copied = copy.deepcopy(stack(Residual))
     found = problems(copied, "llama")
     assert {n.partition(".")[2] for n in found} == {"out.bias"}

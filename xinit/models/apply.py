@@ -26,6 +26,7 @@ from xinit.parameters.sites import (
     mark_unwritten,
     never_written,
     patterns_of,
+    raw,
     selected,
     sites_of,
     skips,
@@ -92,7 +93,9 @@ def init_(
         ImportError: for ``progress`` without tqdm.
 
     Warns:
-        UserWarning: of buffers, and of parameters skipped, that may be raw memory; of classes whose constructors may have set
+        UserWarning: of buffers, and of parameters skipped, that may be raw memory, for nothing was written to them and to what
+            torch's modules write as they are built, which is also so where only ``fully_shard``, ``copy.deepcopy`` or
+            ``load_state_dict(assign=True)`` have been; of classes whose constructors may have set
             what a built-in recipe gives otherwise, which ``to_empty`` has lost; of parameters of transformers' models that
             are no longer tied; of globs of the recipe that are no parameter's name, apart from "*.bias"
             and "*.weight", which any model may do without; of parameters left because they were loaded; and of a model left
@@ -132,13 +135,10 @@ def init_(
     left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
     untied = _untied(model)
     buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
-    raw = _skipped_raw(every, selected(every, only, None, "init_"), sites) if skip is not None else []
+    unset = _skipped_raw(every, selected(every, only, None, "init_"), sites) if skip is not None else []
     do(steps, key, progress)
-    for site in raw:
-        mark_unwritten(site.parameter)
     kept = 0 if quiet() else len(sites) - len(chosen)
-    raw_names = [site.name for site in raw]
-    for words in _notes(untied, rules, every, raw_names, buffers.write(), f"{kept} of {len(sites)}" if kept else ""):
+    for words in _notes(untied, rules, every, unset, *buffers.write(), f"{kept} of {len(sites)}" if kept else ""):
         warnings.warn(f"init_: {words}", stacklevel=2)
     return model
 
@@ -184,17 +184,27 @@ def plan(
 
 
 def _notes(
-    untied: list[str], rules: Rulebook, every: Sequence[Site], raw: list[str], raw_buffers: list[str], kept: str
+    untied: list[str],
+    rules: Rulebook,
+    every: Sequence[Site],
+    raw: list[str],
+    raw_buffers: list[str],
+    changed: list[str],
+    kept: str,
 ) -> Iterator[str]:
     """What is to be said of a model that is initialised."""
-    since = "which nothing has written to since to_empty() or the like, may hold what the memory held"
+    since = (
+        "which nothing has written to since to_empty() or the like, may hold what the memory held (unless they came by a copy, "
+        "fully_shard or load_state_dict(assign=True), which look the same)"
+    )
     if untied:
         yield f"{some(untied)} no longer tied, as the model's class has it: call model.tie_weights() after to_empty()"
     if classes := ", ".join(rules.judge.in_doubt):
         yield (
-            f"what the constructors of {classes} may have set is lost, as with to_empty(), and they cannot be run again, for not "
-            f"all of their arguments are attributes of the same names: if that was not what the recipe gives, such as a zero "
-            f"output layer, put a pattern of yours before it; or build the model within xinit.deferred()"
+            f"what the constructors of {classes} may have set is lost after to_empty(), as nothing has written to the parameters "
+            f"since, and they cannot be run again, for not all of their arguments are attributes of the same names: if that was "
+            f"not what the recipe gives, such as a zero output layer, put a pattern of yours before it; or build the model "
+            f"within xinit.deferred(); what was copied or sharded since it was built looks the same"
         )
     if misspelt := rules.misspelt(every):
         yield f"the recipe's {', '.join(map(repr, misspelt))} matches none of the model's {len(every)} parameters"
@@ -205,6 +215,10 @@ def _notes(
             f"{some(raw_buffers, 'buffer')}, {since}: set them, name them in skip= if they are right, or build the model within "
             f"xinit.deferred()"
         )
+    if changed:
+        yield (
+            f"{some(changed, 'buffer')}, {since}, and so got what their own modules make of them: skip= them, if they were right"
+        )
     if kept:
         yield (
             f"{kept} parameters were loaded from a checkpoint, as their _is_hf_initialized says, and are left as they are; "
@@ -212,16 +226,21 @@ def _notes(
         )
 
 
-def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:
-    """Those skipped that may be raw memory: nothing was written to them, nor to what modules of torch write as they are built."""
+def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence[Site]) -> list[str]:
+    """Those skipped that may be raw memory, of which the ones that surely are get marked: nothing was written to them, nor to
+    what modules of torch write as they are built."""
     ids = {id(site) for site in chosen}
     skipped = [s for s in wanted if id(s) not in ids and s.parameter.numel() and not s.parameter.is_meta]
     if not skipped:
         return []
     kinds: list[Any] = [type(site.module) for site in every]
     known = [s.parameter for s, kind in zip(every, kinds, strict=True) if not s.computed and rule_of(kind) is not None]
-    raw = emptied(known)
-    return [s for s in skipped if known_unwritten(s.parameter) or (raw and never_written(s.parameter))]
+    known = known or [s.parameter for s in every if not s.computed]
+    may_be = emptied(known)
+    found = [s for s in skipped if known_unwritten(s.parameter) or (may_be and never_written(s.parameter))]
+    for site in found if found and raw(known) else ():
+        mark_unwritten(site.parameter)
+    return [site.name for site in found]
 
 
 def _untied(model: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
 from xinit.parameters.names import modules_of
-from xinit.parameters.sites import Place, Site, emptied, known_unwritten, mark_unwritten, never_written
+from xinit.parameters.sites import Place, Site, emptied, known_unwritten, mark_unwritten, never_written, raw
 from xinit.recipes.torch_modules import resets_as, rule_of
 
 # How modules make their buffers, by the names under which torch, timm, torchtitan and others have it; without arguments.
@@ -79,6 +79,10 @@ class Buffers:
     ) -> None:
         self.values: list[tuple[Tensor, Tensor | float]] = []
         self.unknown: list[Buffer] = []
+        self.unsure: set[Buffer] = (
+            set()
+        )  # of those, and of what is made anew: they may as well have been copied or sharded
+        self.changed: list[Buffer] = []
         set_elsewhere = {id(module) for site in chosen if site.computed for module in site.computed.modules}
         buffers = [b for b in buffers_of(model) if not left(b.place) and id(b.module) not in set_elsewhere]
         if not buffers or not every:
@@ -92,20 +96,24 @@ class Buffers:
                 self.values.append((buffer.tensor, rule))
             elif unwritten and never_written(buffer.tensor):
                 raw.append(buffer)
-            elif some and (known_unwritten(buffer.tensor) or parameters.raw(buffer)):
+            elif some and (known_unwritten(buffer.tensor) or parameters.emptied(buffer)):
+                if not (known_unwritten(buffer.tensor) or parameters.raw(buffer)):
+                    self.unsure.add(buffer)
                 (raw if all_ or buffer.derived else self.unknown).append(buffer)
         found = _made_anew(raw, key)
         self.values += [(buffer.tensor, value) for buffer, value in found.items()]
+        self.changed = [b for b, value in found.items() if b in self.unsure and not _same(b.tensor, value)]
         self.unknown += [buffer for buffer in raw if buffer not in found]
 
-    def write(self) -> list[str]:
-        """Returns the names of those that may be raw memory still."""
+    def write(self) -> tuple[list[str], list[str]]:
+        """Returns the names of those that may be raw memory still; and of those that may not have been, and have other values."""
         with torch.no_grad():
             for tensor, value in self.values:
                 tensor.copy_(value) if isinstance(value, Tensor) else tensor.fill_(value)
         for buffer in self.unknown:
-            mark_unwritten(buffer.tensor)
-        return [buffer.name for buffer in self.unknown]
+            if buffer not in self.unsure:
+                mark_unwritten(buffer.tensor)
+        return [buffer.name for buffer in self.unknown], [buffer.name for buffer in self.changed]
 
 
 def statistic(module: nn.Module, leaf: str) -> float | None:
@@ -146,18 +154,20 @@ class _Parameters:
                 return any(around), all(around)
         return False, False
 
-    def raw(self, buffer: Buffer) -> bool:
-        """Whether it may be raw memory: never written, and nor were the parameters around it, though their constructors write.
+    def emptied(self, buffer: Buffer) -> bool:
+        """Whether it may be raw memory: never written, and nor were the parameters around it, though their constructors write."""
+        return never_written(buffer.tensor) and emptied(self._around(buffer))
 
-        Some do not, as in ``nn.Parameter(torch.ones(8))``, so that those of torch's modules are asked where there are any.
-        """
-        if not never_written(buffer.tensor):
-            return False
-        around: list[nn.Parameter] = []
+    def raw(self, buffer: Buffer) -> bool:
+        """Whether it surely is."""
+        return raw(self._around(buffer))
+
+    def _around(self, buffer: Buffer) -> list[nn.Parameter]:
+        """Those of torch's modules, where there are any: constructors like ``nn.Parameter(torch.ones(8))`` do not write."""
         for module in reversed(buffer.path):
             if around := [p for p, known in self.within(module) if known]:
-                break
-        return emptied(around or [p for p, _ in self.within(buffer.path[0])])
+                return around
+        return [p for p, _ in self.within(buffer.path[0])]
 
 
 def buffers_of(model: nn.Module, meta: bool = False) -> Iterator[Buffer]:

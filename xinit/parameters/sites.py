@@ -71,13 +71,19 @@ def never_written(tensor: Tensor) -> bool:
 
 
 def emptied(parameters: Iterable[Tensor]) -> bool:
-    """Whether parameters, which their modules write as they are built, look as ``to_empty`` leaves them.
-
-    Nothing was written to any in place; but nor was it to those of ``fully_shard``, ``distribute_tensor``, ``copy.deepcopy`` and
-    ``load_state_dict(assign=True)``, so that the largest are looked at: most of their elements lie where no weights are.
+    """Whether parameters, which their modules write as they are built, may be as ``to_empty`` leaves them: nothing was written to
+    any in place. Nor was it to those of ``fully_shard``, ``distribute_tensor``, ``copy.deepcopy`` and
+    ``load_state_dict(assign=True)``, and no other trace tells which of these it was.
     """
     parameters = list(parameters)
-    if not parameters or not all(map(never_written, parameters)):
+    return bool(parameters) and all(map(never_written, parameters))
+
+
+def raw(parameters: Iterable[Tensor]) -> bool:
+    """Whether they surely are: most elements of the largest lie where no weights are. Memory that held weights before, which
+    ``to_empty`` may get again, is told from weights by nothing: what is not raw may be so still, if it is :func:`emptied`."""
+    parameters = list(parameters)
+    if not emptied(parameters):
         return False
     here = [local_tensor(p) if is_sharded(p) else p for p in parameters]
     largest = sorted((p for p in here if p.numel() and plain(p) and not p.is_meta), key=Tensor.numel)[-8:]

@@ -20,7 +20,7 @@ from xinit.distributions import Distribution, What, constant
 from xinit.dtensor import is_sharded
 from xinit.parameters.names import every_module, version_of
 from xinit.parameters.plans import describe
-from xinit.parameters.sites import Site, emptied, never_written
+from xinit.parameters.sites import Site, emptied, never_written, raw
 from xinit.recipes.own import Own, OwnInit
 from xinit.recipes.torch_modules import rule_of
 from xinit.subclasses import plain
@@ -51,7 +51,7 @@ class Judge:
         own, complete = self.own.of(site.parameter)
         told = complete or _written(site.parameter)
         holds = not told and self._holds(site.parameter, resolved)
-        if not (told or holds):
+        if not told and (self._emptied or not holds):
             own = self.own.by_constructor(site.parameter) or own  # which may have called the methods, and gone on
         if own is not None and not agrees(own, resolved):
             return self._against(site, what, recipe, "its own init", own)
@@ -76,7 +76,7 @@ class Judge:
     def _holds(self, parameter: nn.Parameter, what: Distribution) -> bool:
         """Whether a real parameter has the values already."""
         value = _constant(what)
-        return value is not None and not self._emptied and _constants([parameter]).get(id(parameter)) == value
+        return value is not None and not self._raw and _constants([parameter]).get(id(parameter)) == value
 
     @cached_property
     def _of_torch(self) -> list[nn.Parameter]:
@@ -87,8 +87,16 @@ class Judge:
         return [p for p in owned if p is not None and not p.is_meta]
 
     @cached_property
+    def _unwritten(self) -> list[nn.Parameter]:
+        return [*filter(never_written, self._of_torch or self.model.parameters())]
+
+    @cached_property
     def _emptied(self) -> bool:
-        return emptied(filter(never_written, self._of_torch or self.model.parameters()))
+        return emptied(self._unwritten)
+
+    @cached_property
+    def _raw(self) -> bool:
+        return raw(self._unwritten)
 
     @cached_property
     def _set(self) -> dict[int, float]:
@@ -99,7 +107,7 @@ class Judge:
     @cached_property
     def _copied(self) -> dict[int, float]:
         """The same of those that nothing was written to. Zero says little: memory that was not used before is zero too."""
-        return {} if self._emptied else _constants(filter(never_written, self._of_torch))
+        return {} if self._raw else _constants(filter(never_written, self._of_torch))
 
     @staticmethod
     def _against(site: Site, what: Distribution, recipe: str, who: str, own: Own) -> str:
