@@ -163,6 +163,35 @@ def test_other_tensors_have_their_values():
     assert (survivor == 7).all()
 
 
+def test_sparse_tensors_take_what_was_put_off():
+    """No history is kept of them."""
+    diagonal, n = torch.eye(200).to_sparse(), 200
+    with xinit.deferred():
+        x, y = torch.ones(n, n), torch.ones(n, n)
+        half = y / 2
+        assert torch.equal(torch.sparse.mm(diagonal, x), x)
+        y.add_(diagonal)
+        model = Holder(lambda: {"y": nn.Parameter(y)})
+        with pytest.raises(RuntimeError, match=r"aten.add_.Tensor cannot be recorded: it writes to Linear.weight"):
+            nn.Linear(n, n).weight.data.add_(diagonal)
+    xinit.materialize_(model, key=KEY)
+    assert torch.equal(model.y, torch.ones(n, n) + torch.eye(n))
+    assert (half == 0.5).all()
+
+
+def test_small_draws_follow_a_seed_of_their_own():
+    """They are done at their line, with the numbers that torch's generator has there."""
+
+    def build():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return Holder(lambda: {"projection": torch.randn(30, 20)})
+
+    with xinit.deferred():
+        ours = build()
+    assert torch.equal(ours.projection, build().projection)
+
+
 def test_what_was_put_off_is_done_in_time():
     """Values made of values that change, or become a parameter's, before anyone has looked at them."""
     with xinit.deferred():

@@ -78,8 +78,6 @@ if TYPE_CHECKING:
     from xinit.lazy.materialize import materialize_
     from xinit.models.apply import init_, plan
     from xinit.models.fingerprint import fingerprint
-    from xinit.models.regenerate import regenerate
-    from xinit.models.verify import verify
     from xinit.parameters.plans import Plan, Row
     from xinit.parameters.sites import unwritten
 
@@ -100,11 +98,9 @@ _ROOMS = {
     "Plan": "parameters.plans",
     "recipes": "recipes",
     "recommend": "insight.recommend",
-    "regenerate": "models.regenerate",
     "Row": "parameters.plans",
     "theory": "insight.theory",
     "unwritten": "parameters.sites",
-    "verify": "models.verify",
 }
 
 __all__ = [
@@ -146,7 +142,6 @@ __all__ = [
     "plan",
     "recipes",
     "recommend",
-    "regenerate",
     "sparse",
     "sparse_",
     "theory",
@@ -154,7 +149,6 @@ __all__ = [
     "uniform_",
     "unwritten",
     "variance_scaling_",
-    "verify",
     "xavier_normal_",
     "xavier_uniform_",
     "zeros_",

@@ -12,25 +12,12 @@ from torch import Tensor
 from xinit._torch import schema_of, tree_leaves, tree_map
 from xinit.dtensor import view
 from xinit.fill import fill_many_
+from xinit.history.operators import sized_by_values, told
 from xinit.history.simplify import box
-from xinit.history.storages import Data, Node, Ref, Store
+from xinit.history.storages import Data, Node, Ref, Store, is_ref, memory_like, needed
 from xinit.keys import Key
 from xinit.matrices import one_thread
 from xinit.window import Window
-
-
-def needed(store: Store, time: int, known: Iterable[Node] = ()) -> list[Node]:
-    """The operators, in their order, on which the values of a storage at a time depend; without those already known."""
-    found: set[Node] = set()
-    known, seen, todo = set(known), {(store, time)}, [(store, time)]
-    while todo:
-        for node in (at := todo.pop())[0].until(at[1]):
-            if node not in found:
-                found.add(node)
-                steps = {(ref.store, node.time) for ref in node.refs if ref.store is not at[0]} - seen
-                seen |= steps
-                todo += steps
-    return sorted(found - known, key=lambda node: node.time)
 
 
 def replay(
@@ -97,7 +84,7 @@ def _fill(fill: Any, keyed: tuple[Key, Ref | None] | None, tensor: Any) -> None:
 def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: torch.device) -> Any:
     if keyed is None:
         with one_thread() if "linalg" in node.func.name() else nullcontext():
-            return node.run(tensor, device=device, generator=None)
+            return node.run(tensor, device)
     key = keyed[0]
     if node.func.namespace == "xinit":
         return node.func(*(tensor(leaf) if isinstance(leaf, Ref) else leaf for leaf in node.args), key=key.words)
@@ -111,8 +98,41 @@ def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: 
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.fold_in("torch").stream)
-        results = node.run(on_cpu, device=torch.device("cpu"), generator=None)
+        results = node.run(on_cpu, torch.device("cpu"))
     if schema_of(node.func).is_mutable:
         for ref, copy in copies.items():
             tensor(ref).copy_(copy)
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, results)
+
+
+def rehearse(node: Node, label: str, error: Exception) -> Any:
+    """What an operator returns that the meta device cannot tell: from values that have been drawn to no other end.
+
+    Only what does not depend on the numbers: shapes, and the answer to a question. That it does not is checked when the
+    parameters get their values. What no random number went into is known anyway.
+    """
+    stores = {ref.store for ref in node.refs}
+    nodes = [other for store in stores for other in needed(store, node.time)]
+    answers = {ref.store for ref in tree_leaves(told(node.func, node.args, is_ref), is_leaf=is_ref) if is_ref(ref)}
+    if any(other.random for store in answers for other in needed(store, node.time)) and sized_by_values(node.func):
+        raise RuntimeError(
+            f"deferred: {node.func} cannot be recorded: the size of what it returns depends on the values of {label}, which "
+            f"has none yet"
+        ) from error
+    keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
+    try:
+        storages = replay(nodes, keys, stores, torch.device("cpu"))
+        output = node.run(lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu())
+    except Exception:
+        output = None
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if isinstance(output, bool) and keys:
+        node.answer = output
+        for store in {store for other in nodes for store in other.stores}:
+            store.add(node)
+    elif output is None or (keys and not tensors):
+        raise RuntimeError(
+            f"deferred: {node.func} cannot be recorded: it takes the values of {label}, which has none yet "
+            f"({str(error).splitlines()[0].split('. ')[0]})"
+        ) from error
+    return tree_map(lambda leaf: memory_like(leaf, torch.device("meta")) if isinstance(leaf, Tensor) else leaf, output)

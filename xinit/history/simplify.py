@@ -8,79 +8,44 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from xinit.distributions import DTYPES, Distribution
 from xinit.history.operators import COPIES, JOINS
-from xinit.history.storages import Node, Ref, Store, now, ref
-from xinit.window import Window
+from xinit.history.storages import Node, Ref, Store, now
 
 _aten = torch.ops.aten
+Shape = tuple[int, ...]
 _SEEN = 6.4  # standard deviations: as far as a truncated normal of 32 bits reaches
 _FAR = 8.0  # standard deviations: beyond it is nothing that a 32-bit word could stand for
 
 
-class Part(NamedTuple):
-    """A fill of a box of a parameter.
-
-    Attributes:
-        distribution: without a fan.
-        offsets: where the box begins,
-        shape: and its extent.
-        frame: which part of what is drawn the box is; None if it is all of it.
-    """
-
-    distribution: Distribution
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
-    frame: Window | None
-
-
 class Record(NamedTuple):
-    """What a parameter was at the end of the context.
+    """What a view of a storage is.
 
     Attributes:
-        ref: a view of a storage's history,
-        time: up to then.
-        version: of the parameter, which counts what is written to it.
-        parts: what it holds, as fills in their order, if it is that,
-        sources: and the other storages whose draws these repeat.
+        ref: the view,
+        time: up to when.
+        parts: what it holds, as fills in their order, if it is that: distributions without a fan, and of each box where it
+            begins, and its extent.
+        sources: the other storages whose draws these repeat.
     """
 
     ref: Ref
     time: int
-    version: int
-    parts: tuple[Part, ...] | None
+    parts: tuple[tuple[Distribution, Shape, Shape], ...] | None
     sources: frozenset[Store]
 
-    def describes(self, tensor: Tensor, store: Store) -> bool:
-        """Whether nothing was done to a tensor of that storage since."""
-        place = tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
-        return store is self.ref.store and place == self.ref[1:] and not store.since(self.time)
 
-
-def record_of(tensor: Tensor, store: Store, version: int) -> Record:
-    """What a tensor of that storage is now."""
-    return record_of_view(ref(tensor, store), version)
-
-
-def record_of_view(whole: Ref, version: int) -> Record:
+def record_of_view(whole: Ref) -> Record:
+    """What a view of a storage is now."""
     time = now()
-    drawn = fills(whole.store, time)
-    if drawn is None:
-        return Record(whole, time, version, None, frozenset())
-    return Record(whole, time, version, _parts(whole, drawn[0]), drawn[1])
-
-
-def _parts(whole: Ref, drawn: Sequence[tuple[Ref, Distribution]]) -> tuple[Part, ...] | None:
-    parts = []
-    for view, what in drawn:
-        where = box(view, whole)
-        if where is None:
-            return None
-        framed = where[1] != whole.size and what.name != "constant"
-        parts.append(Part(what, *where, Window(whole.size, where[0]) if framed else None))
-    return tuple(parts)
+    drawn, sources = fills(whole.store, time) or (None, frozenset())
+    boxes = [box(view, whole) for view, _ in drawn or ()]
+    if drawn is None or None in boxes:
+        return Record(whole, time, None, sources)
+    return Record(
+        whole, time, tuple((what, *where) for (_, what), where in zip(drawn, boxes, strict=True) if where), sources
+    )
 
 
 def fills(store: Store, time: int) -> Drawn | None:
@@ -243,7 +208,7 @@ def min_of(bound: float, other: float | None) -> float:
     return bound if other is None or other > bound else float(other)
 
 
-def box(view: Ref, whole: Ref) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def box(view: Ref, whole: Ref) -> tuple[Shape, Shape] | None:
     """The offsets and the shape of the box of a parameter that a view is, if it is one."""
     if view.dtype.is_complex != whole.dtype.is_complex or (view.store is whole.store and view.dtype != whole.dtype):
         return None  # as of the real view of a complex parameter

@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from xinit._torch import DisableTorchDispatch, identity_of, of_class, storage_at, swap_tensor, tree_leaves, tree_map
 from xinit.distributions import Distribution
+from xinit.subclasses import plain
 
 _aten = torch.ops.aten
 _clock = itertools.count()
@@ -139,18 +140,32 @@ class Node:
             )
         return any(ref.store is store for _, ref in self.outputs)
 
-    def run(self, tensor: Callable[[Ref | Data], Tensor], **replaced: Any) -> Any:
-        """Do it, on those tensors."""
+    def run(self, tensor: Callable[[Ref | Data], Tensor], device: torch.device | None = None) -> Any:
+        """Do it, on those tensors; on a device, without a generator."""
         args, kwargs = tree_map(
             lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf,
             (self.args, self.kwargs),
             is_leaf=_is_leaf,
         )
-        return self.func(*args, **(kwargs | {name: value for name, value in replaced.items() if name in kwargs}))
+        return self.func(*args, **(elsewhere(kwargs, device) if device else kwargs))
+
+
+def elsewhere(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The arguments of an operator, for another device, where no generator is to be drawn from."""
+    return kwargs | {name: at for name, at in (("device", device), ("generator", None)) if name in kwargs}
+
+
+def memory_like(tensor: Tensor, device: torch.device) -> Tensor:
+    """Memory for as much, laid out likewise, which nobody has written to."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def _is_leaf(value: Any) -> bool:
     return isinstance(value, (Ref, Data))
+
+
+def is_ref(value: Any) -> bool:
+    return isinstance(value, Ref)
 
 
 class Store:
@@ -250,19 +265,28 @@ class Store:
         """Whether anything was done to it after that time."""
         return bool(self.nodes) and self.nodes[-1].time > time
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
+        return self  # history does not change by being copied
+
     def until(self, time: int) -> list[Node]:
         """What was done to it before that time and can still be seen then; and all that was asked about it."""
         nodes = [node for node in self.nodes if node.time < time] if self.since(time) else self.nodes
         start = next((i for i in range(len(nodes) - 1, 0, -1) if nodes[i].overwrites(self)), 0)
         return [node for node in nodes[:start] if node.answer is not None] + nodes[start:]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
-        return self  # history does not change by being copied
 
-    def __reduce__(self) -> str:
-        raise RuntimeError(
-            "deferred: a model that is not materialized yet cannot be pickled; its code can build it again"
-        )
+def needed(store: Store, time: int, known: Iterable[Node] = ()) -> list[Node]:
+    """The operators, in their order, on which the values of a storage at a time depend; without those already known."""
+    found: set[Node] = set()
+    known, seen, todo = set(known), {(store, time)}, [(store, time)]
+    while todo:
+        for node in (at := todo.pop())[0].until(at[1]):
+            if node not in found:
+                found.add(node)
+                steps = {(ref.store, node.time) for ref in node.refs if ref.store is not at[0]} - seen
+                seen |= steps
+                todo += steps
+    return sorted(found - known, key=lambda node: node.time)
 
 
 # By the storage's address, which cannot be used anew as long as there is a weak reference to it.
@@ -275,6 +299,11 @@ def store_of(tensor: Tensor) -> Store | None:
     return entry[1] if entry else None
 
 
+def history_of(value: Any) -> Store | None:
+    """The same of anything."""
+    return store_of(value) if isinstance(value, Tensor) and plain(value) else None
+
+
 def ref(tensor: Tensor, store: Store) -> Ref:
     if tensor.is_conj() or tensor.is_neg():
         raise RuntimeError("deferred: a lazily conjugated or negated view cannot be recorded")
@@ -283,14 +312,11 @@ def ref(tensor: Tensor, store: Store) -> Ref:
 
 def known(tensor: Tensor) -> Store:
     """A history for data of which none is known: that it is what it is; on the meta device, that nobody knows it."""
-    storage = tensor.untyped_storage()
-    store = Store(storage)
+    store = Store(tensor.untyped_storage())
     if tensor.is_meta:
         store.add(Node.unknown())
-        return store
-    size = storage.nbytes() // tensor.dtype.itemsize
-    view = Ref(store, tensor.dtype, (size,), (1,), 0)
-    store.add(Node(_aten.clone.default, (Data(view.of(storage).clone()),), {}, outputs=[(0, view)]))
+    else:
+        store.become_data()
     return store
 
 
@@ -333,7 +359,7 @@ def mark_raw(tensor: Tensor) -> None:
 
 
 def is_raw(tensor: Tensor) -> bool:
-    store = None if tensor.is_meta or not tensor.numel() else store_of(tensor)
+    store = history_of(tensor) if tensor.numel() and not tensor.is_meta else None
     return store is not None and store.raw and bool(tensor.detach().flatten()[0].isnan())
 
 

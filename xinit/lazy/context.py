@@ -14,124 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
-from torch.overrides import TorchFunctionMode
 
-from xinit._torch import DisableTorchFunction, FakeTensor, tree_leaves, tree_map
-from xinit.history.recorder import INDEXES, Recorder, as_tensors
-from xinit.history.replay import needed
-from xinit.history.simplify import fills, record_of
+from xinit._torch import DisableTorchFunction, FakeTensor
+from xinit.history.recorder import Recorder
+from xinit.history.simplify import fills
 from xinit.history.storages import (
     Ref,
     Store,
+    history_of,
     known,
+    needed,
     now,
-    on_meta,
     ordinary_tensors,
     purge,
     ref,
-    store_of,
     without_memory,
 )
-from xinit.lazy.late import watch
+from xinit.history.waiting import paused
+from xinit.lazy.late import leave
+from xinit.lazy.memory import Memory, is_meta_device
 from xinit.lazy.shards import hold
-from xinit.parameters.names import version_of
 from xinit.parameters.plans import Plan, Row, describe
 from xinit.parameters.sites import some
 from xinit.patches import Patch, truncated_normal_in_one_operator
 from xinit.subclasses import plain
 
-_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
-_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
-_DEVICES: dict[Any, Callable[[torch.device], Any]] = {
-    Tensor.device.__get__: lambda device: device,
-    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
-}
-_EXPOSES = frozenset({Tensor.numpy, Tensor.__array__, Tensor.__dlpack__})
-_READS = _EXPOSES | {Tensor.tolist}
 _OWN = frozenset({"_parameters", "_buffers", "_modules"})
 _NO_HOLDERS = (nn.Module, type, ModuleType, FunctionType)
-_COLLECTS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
-_RECURRENT = frozenset(
-    getattr(torch, name + cell) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
-)
-_LOOKS = _READS | {Tensor.data_ptr, Tensor.__reduce_ex__, Tensor.__repr__, Tensor.share_memory_, Tensor.storage}
-
-
-class _Memory(TorchFunctionMode):
-    """Whoever looks at memory by other ways than operators finds it written."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == _IS_META and plain(args[0]) and store_of(args[0]):
-            return False  # what would do nothing on the meta device is to be recorded
-        if func in _DEVICES and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
-            return _DEVICES[func](store.device)  # what is made to go with it is to be real
-        kwargs = kwargs or {}
-        if func is Tensor.new_tensor and plain(args[0]) and (store := store_of(args[0])) and not kwargs.get("device"):
-            kwargs = kwargs | {"device": store.device}
-        if func in _COLLECTS:
-            lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list | tuple)]
-            for leaf in _plain_in(lists):  # no operator is seen to take the numbers out of them
-                if store := store_of(leaf):
-                    self._look(store, func.__name__, store.deferred)
-                    self.recorder.read(store, func.__name__)
-        if func in _RECURRENT and any(leaf.is_meta and store_of(leaf) for leaf in _plain_in((args, kwargs))):
-            args, kwargs = tree_map(self._alongside, (args, kwargs))
-        if func is torch.tensor and _is_meta(kwargs.get("device")):
-            with self.recorder.pause():
-                value = func(*args, **kwargs | {"device": "cpu"})
-                store = known(value)
-                store.device = torch.device("meta")  # as was asked for
-                return on_meta(value, store)
-        if func == _SET_DATA and plain(args[1]) and args[0].is_meta and store_of(args[0]) and not args[1].is_meta:
-            args[0].__dict__["_xinit_emptied"] = bool(
-                args[0].numel() and not args[1].numel()
-            )  # as DeepSpeed's ZeRO-3 does
-            with self.recorder.pause():
-                args = args[0], on_meta(args[1], store_of(args[1]) or known(args[1]))
-        if func == Tensor.data_ptr and plain(args[0]) and args[0].is_meta and (store := store_of(args[0])):
-            # There is no address; but who asks compares them, to know what shares memory.
-            return store.address + args[0].storage_offset() * args[0].element_size()
-        if func in INDEXES and plain(args[0]) and store_of(args[0]):
-            args = args[0], as_tensors(args[1]), *args[2:]
-        if func is Tensor.__repr__ and plain(args[0]) and (store := store_of(args[0])) and store.deferred:
-            with self.recorder.pause():
-                args = (on_meta(args[0], store),)
-        if func in _LOOKS and plain(args[0]) and (store := store_of(args[0])):
-            self._look(store, func.__name__, store.deferred and (not args[0].is_meta or func in _READS))
-            if store.random and (func in _READS or func is Tensor.__reduce_ex__):
-                self.recorder.read(store, func.__name__)
-            store.exposed = store.exposed or func in _EXPOSES
-        return func(*args, **kwargs)
-
-    def _alongside(self, leaf: Any) -> Any:
-        """The values of a real tensor on the meta device, for a function that compares the devices of its arguments itself."""
-        if not isinstance(leaf, Tensor) or not plain(leaf) or leaf.is_meta or not leaf.is_floating_point():
-            return leaf
-        copy = leaf.detach().clone()
-        with self.recorder.pause():
-            return on_meta(copy, store_of(copy) or known(copy))
-
-    def _look(self, store: Store, name: str, in_vain: bool) -> None:
-        if in_vain:
-            raise RuntimeError(f"deferred: {name} takes the values of {store.label}, which has none yet")
-        self.recorder.flush(store)
-        self.recorder.settle(store)
-
-
-def _is_meta(device: Any) -> bool:
-    """Whether a factory that is given this device makes something without memory."""
-    return str(torch.get_default_device() if device is None else device) == "meta"
-
-
-def _plain_in(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and plain(leaf)]
 
 
 class Modules:
@@ -155,10 +64,10 @@ class Modules:
             )
         if not plain(parameter):
             return
-        if _is_meta(None):
+        if is_meta_device(None):
             self.asked_for_meta[module] = None
-        with DisableTorchFunction(), self.recorder.pause():
-            store = store_of(parameter)
+        with DisableTorchFunction(), paused():
+            store = history_of(parameter)
             if store is None:
                 if parameter.is_meta:
                     return
@@ -185,14 +94,14 @@ class Modules:
         modules = list(dict.fromkeys(module for root in self.roots() for module in root.modules()))
         for module in modules:
             for name, parameter in module._parameters.items():  # those that came past the hook, or without a shape then
-                if parameter is not None and (store := _store(parameter)) and not store.deferred:
+                if parameter is not None and (store := history_of(parameter)) and not store.deferred:
                     self.register(module, name, parameter)
         seen: set[int] = set()
         held = [
             (module, name, tensor, store)
             for module in modules
             for name, tensor in _held(module, seen)
-            if (store := _store(tensor))
+            if (store := history_of(tensor))
         ]
         _defer_what_shares({store for *_, store in held})
         self.recorder.finish()
@@ -203,9 +112,7 @@ class Modules:
                 continue
             if not tensor.is_meta:
                 without_memory(tensor, store)
-            record = record_of(tensor, store, version_of(tensor))
-            tensor.__dict__["_xinit_record"] = record
-            watch(tensor)
+            leave(tensor, store)
             if name not in module._parameters and name not in module._buffers:
                 module.__dict__.setdefault("_xinit_held", []).append((name, tensor))
         for module in modules:
@@ -237,10 +144,6 @@ class Modules:
                     f"deferred() does not need",
                     stacklevel=5,
                 )
-
-
-def _store(tensor: Tensor) -> Store | None:
-    return store_of(tensor) if plain(tensor) else None
 
 
 def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
@@ -349,7 +252,7 @@ class Recorded:
                     ):  # of a graph module too, which shares those of the one that it was traced from
                         continue
                     seen.add(id(tensor))
-                    if tensor.is_meta and (store := store_of(tensor)):
+                    if tensor.is_meta and (store := history_of(tensor)):
                         method, std = _described(ref(tensor, store))
                         rows.append(Row(name, tuple(tensor.shape), tensor.dtype, method, std))
         return tuple(rows)
@@ -433,10 +336,12 @@ def deferred() -> Iterator[Recorded]:
     with _hooks, ordinary_tensors():
         try:
             with ExitStack() as stack:
-                if _is_meta(None):  # parameters have no memory here anyway, and transformers would not initialise them
+                if is_meta_device(
+                    None
+                ):  # parameters have no memory here anyway, and transformers would not initialise them
                     stack.enter_context(torch.device("cpu"))
                 stack.enter_context(truncated_normal_in_one_operator)
-                stack.enter_context(_Memory(recorder))
+                stack.enter_context(Memory())
                 stack.enter_context(recorder)
                 yield Recorded(modules)
         finally:

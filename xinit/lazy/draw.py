@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from xinit.dtensor import cut, is_sharded
-from xinit.history.replay import needed, replay
+from xinit.history.replay import replay
 from xinit.history.simplify import Record, box, origin
-from xinit.history.storages import Node, Ref, Store
+from xinit.history.storages import Node, Ref, Store, needed
 from xinit.keys import Key
 from xinit.parameters.writes import Write, fill_writes_
+from xinit.window import Window
 
 
 class Target:
@@ -27,8 +28,13 @@ class Target:
 
     def writes(self, key: Key) -> list[Write]:
         """Its parts, to be drawn from the model's key."""
-        key = key.fold_in(self.name)
-        return [Write(what, key, offsets, shape, frame) for what, offsets, shape, frame in self.record.parts or ()]
+        key, size = key.fold_in(self.name), self.whole.size
+        return [
+            Write(
+                what, key, offsets, shape, Window(size, offsets) if shape != size and what.name != "constant" else None
+            )
+            for what, offsets, shape in self.record.parts or ()
+        ]
 
     def written(self) -> bool:
         """Whether anything was ever written to it."""
@@ -48,7 +54,7 @@ def draw(
     Args:
         memory: for the values of a target, of which is said whether it is done again; None for what that is to make itself.
     """
-    needs = done_again(targets)
+    needs = _again(targets)
     keys = _keys_of(list(needs), {target.store for target in targets}, key)
     # What stays has its memory before what does not: the holes that this leaves are for the next.
     values = {target: into for target in targets if (into := memory(target, target in needs)) is not None}
@@ -69,7 +75,7 @@ def draw(
     return [values[target] for target in targets]
 
 
-def done_again(targets: Sequence[Target]) -> dict[Target, list[Node]]:
+def _again(targets: Sequence[Target]) -> dict[Target, list[Node]]:
     """The targets of which what was recorded is to be done again, in their order, and all that each takes."""
     needs: dict[Target, list[Node]] = {}
     read: set[Store] = set()

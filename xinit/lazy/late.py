@@ -11,21 +11,43 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from xinit._torch import IS_PARAMETER, LOADS, NO_GRAD, DisableTorchFunctionSubclass, mark_parameter, of_class
+from xinit._torch import (
+    IS_PARAMETER,
+    LOADS,
+    NO_GRAD,
+    DisableTorchFunctionSubclass,
+    mark_parameter,
+    of_class,
+    tree_leaves,
+)
 from xinit.guards import check_can_wait
-from xinit.history.recorder import INDEXES, Recorder, as_tensors, is_recording
-from xinit.history.storages import store_of
+from xinit.history.recorder import Recorder, is_recording
+from xinit.history.simplify import Record, record_of_view
+from xinit.history.storages import Store, history_of, ref
 from xinit.parameters.names import version_of
 from xinit.patches import truncated_normal_in_one_operator
-from xinit.subclasses import plain
 
 IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+INDEXES = frozenset({Tensor.__getitem__, Tensor.__setitem__})
+
+
+def as_tensors(index: Any) -> Any:
+    """An index with its lists as tensors: torch would make them on the meta device, where nobody sees what they hold."""
+    if isinstance(index, tuple):
+        return tuple(map(as_tensors, index))
+    if isinstance(index, range):
+        index = list(index)
+    if isinstance(index, list) and all(isinstance(leaf, bool | int) for leaf in tree_leaves(index)):
+        return torch.tensor(index, dtype=None if index else torch.long)
+    if type(index).__module__ == "numpy" and getattr(index, "ndim", None):
+        return torch.as_tensor(index)
+    return index
 
 
 class Late:
@@ -123,18 +145,36 @@ def telling_where_to() -> Iterator[None]:
         ) from None
 
 
+class Left(NamedTuple):
+    """What a tensor was at the end of its context; its version, but for what has been recorded since."""
+
+    version: int
+    record: Record
+
+
+def leave(tensor: Tensor, store: Store) -> None:
+    """See, from the end of its context on, what is done to a tensor."""
+    tensor.__dict__["_xinit_left"] = Left(version_of(tensor), record_of_view(ref(tensor, store)))
+    watch(tensor)
+
+
+def left_of(tensor: Tensor) -> Left | None:
+    left: Left | None = tensor.__dict__.get("_xinit_left")
+    return left
+
+
 def _is_as_seen(tensor: Any) -> bool:
-    record = tensor.__dict__.get("_xinit_record")
-    return record is not None and record.version == version_of(tensor)
+    left = left_of(tensor)
+    return left is not None and left.version == version_of(tensor)
 
 
 def _see(tensor: Any) -> None:
     """Whatever was written to it just now has been recorded."""
-    tensor.__dict__["_xinit_record"] = tensor.__dict__["_xinit_record"]._replace(version=version_of(tensor))
+    tensor.__dict__["_xinit_left"] = tensor.__dict__["_xinit_left"]._replace(version=version_of(tensor))
 
 
 def _is_deferred(tensor: Tensor) -> bool:
-    store = store_of(tensor) if tensor.is_meta and plain(tensor) else None
+    store = history_of(tensor) if tensor.is_meta else None
     return store is not None and store.deferred
 
 

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from xinit._torch import DisableTorchFunction
 from xinit.dtensor import is_sharded
-from xinit.history.replay import needed
-from xinit.history.simplify import Record, record_of
-from xinit.history.storages import is_raw, now, store_of
+from xinit.history.simplify import Record, record_of_view
+from xinit.history.storages import history_of, is_raw, needed, now, ref
 from xinit.lazy.draw import Target
-from xinit.lazy.late import Late
+from xinit.lazy.late import Late, left_of
 from xinit.lazy.shards import Shard, is_raw_shard, whole_of
-from xinit.parameters.names import modules_of, tensors_of, version_of
-from xinit.subclasses import held, plain
+from xinit.parameters.names import modules_of, tensors_of
+from xinit.subclasses import held
 
 
 def places_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -29,17 +28,18 @@ def places_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _record(tensor: Tensor) -> Record | None:
-    """What is known of a tensor on the meta device by its storage."""
-    store = store_of(tensor) if plain(tensor) else None
-    if store is None or not store.deferred:
-        return None
-    if store.unknown and any(node.is_unknown for node in needed(store, now())):
-        return None
-    left: Record | None = tensor.__dict__.get("_xinit_record")
-    if left is not None and left.describes(tensor, store):
-        return left
-    return record_of(tensor, store, left.version if left else version_of(tensor))
+def record_of(tensor: Tensor) -> Record | None:
+    """What is known of a tensor without memory by its storage."""
+    with DisableTorchFunction():  # or its class would look at what this does
+        store = history_of(tensor) if tensor.is_meta else None
+        if store is None or not store.deferred:
+            return None
+        if store.unknown and any(node.is_unknown for node in needed(store, now())):
+            return None
+        view, left = ref(tensor, store), left_of(tensor)
+        if left is not None and left.record.ref == view and not store.since(left.record.time):
+            return left.record
+        return record_of_view(view)
 
 
 def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], dict[str, str]]:
@@ -56,7 +56,7 @@ def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], d
                     places = places or places_of(model)
                     raw = is_raw_shard(places.get(id(tensor), []), tensor)
                 else:
-                    raw = plain(tensor) and is_raw(tensor)
+                    raw = is_raw(tensor)
                 if raw:
                     unknown[name] = RAW
                 continue
@@ -67,14 +67,12 @@ def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], d
                     raise
                 unknown[name] = OUTSIDE
                 continue
-            record = _record(whole_of(tensor) if isinstance(tensor, Shard) else values)
+            record = record_of(whole_of(tensor) if isinstance(tensor, Shard) else values)
             if _is_emptied(tensor):
                 unknown[name] = EMPTIED
             elif record is not None:
                 targets.append(Target(name, values, record, tensor))
-            elif (
-                (is_sharded(tensor) and not isinstance(tensor, Shard)) or not plain(values) or store_of(values) is None
-            ):
+            elif (is_sharded(tensor) and not isinstance(tensor, Shard)) or history_of(values) is None:
                 unknown[name] = OUTSIDE
             else:
                 unknown[name] = CHANGED
@@ -100,6 +98,6 @@ EMPTIED = "without elements since, as those that DeepSpeed's ZeRO-3 partitions"
 
 def _is_emptied(tensor: Any) -> bool:
     """Whether it had elements and has none, as its values are elsewhere."""
-    left: Record | None = tensor.__dict__.get("_xinit_record")
-    had = (left is not None and bool(left.ref.numel)) or tensor.__dict__.get("_xinit_emptied", False)
+    left = left_of(tensor)
+    had = (left is not None and bool(left.record.ref.numel)) or tensor.__dict__.get("_xinit_emptied", False)
     return hasattr(tensor, "ds_id") or (had and not tensor.numel())

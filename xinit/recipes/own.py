@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from xinit._torch import Lacking, without_modes
 from xinit.distributions import Distribution, constant
 from xinit.guards import FLAG
-from xinit.history.replay import needed
 from xinit.history.simplify import Record
+from xinit.history.storages import needed
 from xinit.keys import Key
 from xinit.lazy.context import deferred, is_deferring
 from xinit.lazy.materialize import materialize_
+from xinit.lazy.targets import record_of
 from xinit.parameters.names import canonical_name, every_module
 from xinit.parameters.plans import describe
 from xinit.subclasses import plain
@@ -75,10 +76,10 @@ class OwnInit:
 
     def of(self, parameter: nn.Parameter) -> tuple[Own | None, bool]:
         """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
-        if (record := parameter.__dict__.get("_xinit_record")) is not None and parameter.is_meta:
-            return own_of(record), True
         if is_deferring():
             return None, False
+        if (record := record_of(parameter)) is not None:
+            return own_of(record), True
         if self._known is None:
             self._known = _by_methods(self.model)
             self._places = _places_of(self.model)
@@ -113,9 +114,9 @@ def own_of(record: Record) -> Own | None:
     """What a record says; None if the whole of it was never written."""
     parts, store = record.parts, record.ref.store
     if parts is not None:
-        if not parts or parts[0].shape != record.ref.size:
+        if not parts or parts[0][2] != record.ref.size:
             return None
-        whats = [part.distribution for part in parts]
+        whats = [what for what, _, _ in parts]
         whats = [what if what.std else constant(what.parameters[0]) for what in whats]  # N(m, 0) is one too
         drawn = [what for what in whats if what.name != "constant"]
         if drawn:
@@ -261,7 +262,7 @@ def _by_methods(model: nn.Module) -> dict[int, Own]:
 
 
 def _looked(parameters: dict[Any, nn.Parameter]) -> dict[Any, Own]:
-    found = ((key, p, p.__dict__.get("_xinit_record")) for key, p in parameters.items())
+    found = ((key, p, record_of(p)) for key, p in parameters.items())
     owns = {key: _look(p, own_of(record)) for key, p, record in found if record is not None}
     return {key: own for key, own in owns.items() if own is not None}
 
