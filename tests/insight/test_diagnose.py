@@ -380,16 +380,6 @@ def test_experts_and_other_shapes_of_transformers():
     assert (row.fan_in, row.fan_out) == (128, 64)
 
 
-def test_memory_and_time():
-    """No activation is kept: only numbers; and a pass takes at most thrice as long as one without looking."""
-    model, x = deep(30, nn.ReLU, KAIMING, 256), batch(512, 256)
-    from xinit.observe.passes import watched
-
-    seen = watched("diagnose", model, (x,), {}, backward=True)
-    held = sum(tensor.numel() for tensor in seen.meter._sums)
-    assert held < 30 * 31
-
-
 def test_the_command(tmp_path, monkeypatch, capsys):
     """On a model of the user's, as a subprocess too: the report, a picture, and a status that says whether it is sound."""
     deep = "def Net(depth): return nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(16, 16), nn.ReLU())))"

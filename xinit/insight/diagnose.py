@@ -47,7 +47,8 @@ def diagnose(
         - symmetric: units with equal weights; never written, as :func:`xinit.audit` has it; non-finite.
 
     Model, gradients, buffers and generators are afterwards what they were, also after an error. torch's generators follow a key
-    meanwhile, so that dropout, and the report, are the same every time.
+    meanwhile, so that dropout, and the report, are the same every time. Beyond what a forward and a backward pass take themselves
+    it holds some numbers a layer, and no activations.
 
     Raises:
         TypeError: if ``model`` is no module.

@@ -13,6 +13,8 @@ from xinit._torch import local_tensor
 from xinit.dtensor import is_sharded
 from xinit.parallel.ranks import Ranks
 
+PART = 2**16  # elements, of which something is computed that takes memory
+
 
 class Moments(NamedTuple):
     """Of what was measured.
@@ -58,7 +60,18 @@ class Meter:
         """Of all elements, in two passes over them and no memory."""
         values = local(tensor)
         dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-        return self.note(values.numel(), values.sum(dtype=dtype), torch.linalg.vector_norm(values, dtype=dtype))
+        if values.dtype == dtype or values.device.type != "cpu":
+            return self.note(values.numel(), values.sum(dtype=dtype), torch.linalg.vector_norm(values, dtype=dtype))
+        pieces = parts(values)  # low precision is summed in float32 by way of a copy
+        sums = torch.stack([piece.sum(dtype=dtype) for piece in pieces])
+        norms = torch.stack([torch.linalg.vector_norm(piece, dtype=dtype) for piece in pieces])
+        return self.note(values.numel(), sums.sum(), torch.linalg.vector_norm(norms))
+
+    def measure_beyond(self, tensor: Tensor, low: float, high: float) -> int:
+        """Of all elements, how many are below or above, part by part: comparisons take memory."""
+        values = local(tensor)
+        counts = [(piece > high).sum() + (piece < low).sum() for piece in parts(values)]
+        return self.note(values.numel(), torch.stack(counts).sum())
 
     def note(self, count: int, total: Tensor, norm: Tensor | None = None) -> int:
         """Of so many things, their sum."""
@@ -81,6 +94,13 @@ class Meter:
             Moments(n, t / n if n else 0.0, math.sqrt(s) if s >= 0 else math.nan)
             for n, t, s in zip(count, total, squares, strict=True)
         ]
+
+
+def parts(values: Tensor) -> Sequence[Tensor]:
+    """Views of about so many elements, as far as the strides or the first axis allow."""
+    if values.is_contiguous():
+        return torch.split(values.view(-1), PART)
+    return torch.split(values, max(1, PART * len(values) // max(values.numel(), 1))) if values.dim() else [values]
 
 
 def local(tensor: Tensor) -> Tensor:

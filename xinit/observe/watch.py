@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -203,10 +204,8 @@ class Watch(TorchFunctionMode):
             highest = values.amax([d for d in range(values.dim()) if d != axis % values.dim()])
             call.dead = self.meter.note(highest.numel(), (highest <= kind.low).sum())
         if kind.high < float("inf") or not kind.rectifies:
-            beyond = (values > kind.high).sum()
-            if not kind.rectifies:
-                beyond = beyond + (values < kind.low).sum()
-            call.saturated = self.meter.note(values.numel(), beyond)
+            low = -math.inf if kind.rectifies else kind.low
+            call.saturated = self.meter.measure_beyond(values, low, kind.high)
 
     def _after(self, kind: Activation, tag: Tag, result: Tensor) -> None:
         call = _latest(tag)
