@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fill_plots
 import timing
 import torch
 from contestants import CONTESTANTS, fitting, installed
@@ -105,8 +106,6 @@ DTYPES = ["float32", "bfloat16", "float16", "float64"]
 # log2 of the elements of 4096 x 4096, and on a GPU of 16384 x 16384: 512 MiB and more, where 64 MiB are not much more than the
 # 50 or 60 MB that its cache holds, which are never written to memory.
 SIZE, LARGE = 24, 28
-LINES = {"fill_": "fill_", "xinit": "xinit", "torch": "torch.nn.init", "inductor": "Inductor", "triton": "Triton"}
-PLOTTED = ("xavier_uniform_", "kaiming_normal_", "trunc_normal_ ±2")  # by size
 
 
 def fill(function, w, **place):
@@ -306,14 +305,14 @@ def forced(capability, functions, dtypes):
 
 def avx2():
     """Each instruction set twice, in turn; the better run counts, as one that was disturbed is slower."""
-    runs = [{isa: forced(isa, PLOTTED, DTYPES[:2]) for isa in ("avx512", "avx2")} for _ in range(2)]
+    runs = [{isa: forced(isa, fill_plots.BY_SIZE, DTYPES[:2]) for isa in ("avx512", "avx2")} for _ in range(2)]
     for case in runs[0]["avx2"]:
         speed = {isa: max(r[isa][case]["elements_per_second"]["xinit"] for r in runs) for isa in runs[0]}
         yield f"{' '.join(case)} avx2, of avx512", AVX2, speed["avx2"] / speed["avx512"]
 
 
 def baseline():
-    for case, row in forced("default", PLOTTED[:1], DTYPES[:3]).items():
+    for case, row in forced("default", fill_plots.BY_SIZE[:1], DTYPES[:3]).items():
         yield f"{' '.join(case)} baseline, times torch", BASELINE, row["xinit_times"]["torch"]
 
 
@@ -381,75 +380,15 @@ def check_device(device):
     return all(result["verdict"] == "ok" for result in check(floors() if device == "cpu" else gpu_floors()))
 
 
-def plot_functions(record, rows, device):
-    """Bars at one size, a panel for each dtype: xinit and torch.nn.init before fill_, the most there is to reach."""
-    log2 = SIZE if device == "cpu" else LARGE
-    rows = {(r["function"], r["dtype"]): r for r in rows if r["elements"] == 2**log2}
-    labels = [label for label in FUNCTIONS if any(label == function for function, _ in rows)]
-    dtypes = [dtype for dtype in DTYPES if all((label, dtype) in rows for label in labels)]
-    if not rows or not dtypes:
-        return None
-    title = f"Filling a {' × '.join(map(str, shape_of(log2)))} tensor, elements per second"
-    note = f"trunc_normal_: std 0.02. {timing.describe(record['machine'], device)}"
-    size = (1.2 + 3.8 * len(dtypes), 1.6 + 0.62 * len(labels))
-    drawn, axes = timing.figure(title, note, ncols=len(dtypes), figsize=size)
-    for ax, dtype in zip(axes[0], dtypes, strict=True):
-        bars = [rows[label, dtype]["elements_per_second"] for label in labels]
-        for name, shift, height in (("fill_", 0, 0.84), ("xinit", -0.2, 0.36), ("torch", 0.2, 0.36)):
-            colour = "#DDDDDD" if name == "fill_" else timing.COLOURS[name]
-            ax.barh([y + shift for y in range(len(labels))], [speed[name] for speed in bars], height, color=colour)
-        for y, (label, speed) in enumerate(zip(labels, bars, strict=True)):
-            times, at = rows[label, dtype]["xinit_times"], {"va": "center", "fontsize": 9}
-            blue, orange, grey = timing.COLOURS["xinit"], timing.COLOURS["torch"], "#555555"
-            names = y == 0 and ax is axes[0][0]
-            ratio = f" {'xinit: ' if names else ''}{times['torch']:.{int(times['torch'] < 10)}f} × torch"
-            whose, of_fill = "torch.nn.init" if names else "", f"{times['fill_']:.0%} of fill_"
-            if device == "cpu":
-                ax.text(speed["xinit"], y - 0.2, ratio, color=blue, fontweight="bold", **at)
-                ax.text(speed["torch"], y + 0.2, f" {whose}", color=orange, fontweight="bold", **at)
-                ax.text(speed["fill_"], y + 0.2, f"{of_fill} ", color=grey, ha="right", **at)
-            else:  # all come near to fill_, whose bar has no room for words
-                ax.text(speed["fill_"], y - 0.2, ratio, color=blue, fontweight="bold", **at)
-                ax.text(speed["torch"], y + 0.2, f"{whose} ", color="white", fontweight="bold", ha="right", **at)
-                ax.text(speed["fill_"], y + 0.2, f" {of_fill}", color=grey, **at)
-                ax.set_xlim(0, 1.5 * max(speed["fill_"] for speed in bars))
-        ax.set_title(dtype)
-        ax.invert_yaxis()
-        ax.tick_params(left=False)
-        ax.set_yticks(range(len(labels)), labels if ax is axes[0][0] else [""] * len(labels))
-        ax.xaxis.set_major_formatter(timing.speed_label)
-        ax.grid(True, axis="x")
-    return drawn
-
-
-def plot_sizes(record, rows, device):
-    """Lines by size, a panel for each kind of distribution, in float32."""
-    rows = {(r["function"], r["elements"]): r["elements_per_second"] for r in rows if r["dtype"] == "float32"}
-    sizes = sorted({elements for _, elements in rows})
-    labels = [label for label in PLOTTED if all((label, elements) in rows for elements in sizes)]
-    if len(sizes) < 2 or not labels:
-        return None
-    lines = {name: text for name, text in LINES.items() if all(name in speeds for speeds in rows.values())}
-    title = "Filling float32 tensors of all sizes, elements per second"
-    note = f"trunc_normal_: std 0.02. {timing.describe(record['machine'], device)}"
-    drawn, axes = timing.figure(title, note, ncols=len(labels), sharey=True, figsize=(4.8 * len(labels), 4.6))
-    for ax, label in zip(axes[0], labels, strict=True):
-        for name in lines:
-            speeds = [rows[label, elements][name] for elements in sizes]
-            ax.plot(sizes, speeds, color=timing.COLOURS[name], marker="o", markersize=3.5)
-        timing.log_axes(ax, sizes)
-        ax.set_title(label)
-    for ax, label in zip(axes[0], labels, strict=True):
-        last = rows[label, sizes[-1]]
-        timing.label_ends(ax, {text: (sizes[-1], last[name], timing.COLOURS[name]) for name, text in lines.items()})
-    return drawn
-
-
 def plot(record):
     for device in dict.fromkeys(r["device"] for r in record["rows"]):
         rows = [r for r in record["rows"] if r["device"] == device]
-        for name, draw in {"fill_functions": plot_functions, "fill_sizes": plot_sizes}.items():
-            if drawn := draw(record, rows, device):
+        pictures = {
+            "fill_functions": fill_plots.functions(record, rows, SIZE if device == "cpu" else LARGE, FUNCTIONS, DTYPES),
+            "fill_sizes": fill_plots.sizes(record, rows),
+        }
+        for name, drawn in pictures.items():
+            if drawn is not None:
                 timing.save(drawn, f"{name}{'' if device == 'cpu' else '_' + device}.png")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fill
+import fill_plots
 import timing
 import torch
 from llama import LLAMA_8B, Llama, Shape
@@ -58,13 +59,13 @@ FULL = Scale(
     llama=LLAMA_8B,
     tables=(
         (list(fill.FUNCTIONS), fill.DTYPES[:2], (fill.SIZE, fill.LARGE)),
-        (fill.PLOTTED, ["float32"], range(4, 21, 4)),
+        (fill_plots.BY_SIZE, ["float32"], range(4, 21, 4)),
     ),
     rounds=timing.ROUNDS,
     again=4,
 )
 REHEARSAL = Scale(
-    12, 2**20 + 8, (48, 500), Shape(256, 704, 2, 8, 2, 1000), ((fill.PLOTTED, ["float32"], (4, 8)),), 3, 0
+    12, 2**20 + 8, (48, 500), Shape(256, 704, 2, 8, 2, 1000), ((fill_plots.BY_SIZE, ["float32"], (4, 8)),), 3, 0
 )
 
 

@@ -19,6 +19,7 @@ from fill import DTYPES, FUNCTIONS, SIZE, check_values
 from timing import ROUNDS, interleaved, shape_of
 
 import xinit
+from xinit.insight.pictures import COLOURS, figure, headline, label_ends
 
 PLOTTED = ("xavier_uniform_", "kaiming_normal_")
 COLD_BYTES = 2**26  # glibc's malloc maps, and unmaps, every block of more than 32 MiB
@@ -84,7 +85,7 @@ def thread_counts():
 
 
 def plot(record):
-    """By size, a panel for each function, and by threads, at 4096 x 4096; in float32."""
+    """By size, a panel for each function, and by threads, a panel for warm memory and one for cold; in float32."""
     rows = {
         (r["function"], r["memory"], r["threads"], r["elements"]): r["elements_per_second"]
         for r in record["rows"]
@@ -92,49 +93,53 @@ def plot(record):
     }
     labels = [label for label in PLOTTED if any(label == r[0] for r in rows)]
     threads, sizes = (sorted({key[i] for key in rows}) for i in (2, 3))
-    drawn, axes = timing.figure(
-        "How filling float32 tensors scales, elements per second",
-        timing.describe(record["machine"]),
-        ncols=len(labels) + 1,
-        figsize=(4.4 * (len(labels) + 1), 4.6),
-    )
-    many, *by_size, by_threads = f"{threads[-1]} threads", *axes[0]
-    lines = {  # name: contestant, memory, threads, style
-        f"fill_, {many}": ("fill_", "warm", threads[-1], {"color": timing.COLOURS["fill_"]}),
-        "fill_, cold": ("fill_", "cold", threads[-1], {"color": timing.COLOURS["fill_"], "linestyle": ":"}),
-        f"xinit, {many}": ("xinit", "warm", threads[-1], {"color": timing.COLOURS["xinit"]}),
-        "xinit, cold": ("xinit", "cold", threads[-1], {"color": timing.COLOURS["xinit"], "linestyle": ":"}),
-        "xinit, 1 thread": ("xinit", "warm", 1, {"color": timing.COLOURS["light"]}),
-    }
-    for ax, label in zip(by_size, labels, strict=True):
-        if ax is not by_size[0]:
-            ax.sharey(by_size[0])
-        ends = {}
-        for name, (contestant, memory, count, style) in lines.items():
-            found = [(n, rows[label, memory, count, n][contestant]) for n in sizes if (label, memory, count, n) in rows]
-            if found:
-                ax.plot(*zip(*found, strict=True), marker="o", markersize=3.5, **style)
-                ends[name] = (*found[-1], style["color"])
-        timing.log_axes(ax, sizes)
-        timing.label_ends(ax, ends)
-        ax.set_title(label)
-    ends = {}
-    for name, (contestant, memory, _, style) in lines.items():
-        for label in labels if contestant == "xinit" else labels[:1]:
-            found = {t: rows.get((label, memory, t, 2**SIZE), {}).get(contestant) for t in threads}
-            if "1 thread" not in name and None not in found.values():
-                speeds = [speed / found[1] for speed in found.values()]
-                by_threads.plot(threads, speeds, marker="o", markersize=3.5, **style)
-                name = f"{'fill_' if contestant == 'fill_' else label}{', cold' * (memory == 'cold')}"
-                ends[f"{name} {speeds[-1]:.2f}"] = (threads[-1], speeds[-1], style["color"])
-    by_threads.plot(threads, threads, color="#BBBBBB", linewidth=1, zorder=0)
-    by_threads.set_ylim(0, 1.1 * threads[-1])
-    timing.label_ends(by_threads, ends | {"proportional": (threads[-1], threads[-1], "#999999")})
-    by_threads.set_title("speed-up by threads, 4096 × 4096")
-    by_threads.set_xticks(threads)
-    by_threads.set_xlabel("threads")
-    by_threads.grid(True)
+    many = threads[-1]
+    gains = [rows[label, "warm", many, 2**SIZE]["xinit"] / rows[label, "warm", 1, 2**SIZE]["xinit"] for label in labels]
+    title = f"{many} threads fill {min(gains):.1f} to {max(gains):.1f} times as fast as one in warm memory"
+    note = f"float32; medians. Cold: memory fresh from the kernel, page faults included. {timing.describe(record['machine'])}"
+    drawn, axes = figure(title, note, 6.4, nrows=2, ncols=2)
+    for ax, label in zip(axes[0], labels, strict=True):
+        headline(ax, label)
+        _by_size(ax, {key[1:]: speed for key, speed in rows.items() if key[0] == label}, sizes, many)
+    axes[0][0].set_ylabel("elements per second")
+    for ax, memory in zip(axes[1], ("warm", "cold"), strict=True):
+        headline(ax, f"{' × '.join(map(str, shape_of(SIZE)))}, {memory} memory")
+        _by_threads(ax, {(key[0], key[2]): s for key, s in rows.items() if key[1] == memory and key[3] == 2**SIZE})
+    axes[1][0].set_ylabel("speed, of one thread = 1")
     timing.save(drawn, "scaling.png")
+
+
+def _by_size(ax, rows, sizes, many):
+    """xinit with one thread and many, and fill_ with many, each in warm memory and in cold."""
+    ends = {}
+    for contestant, memory, count in (
+        *(("fill_", "warm", many), ("xinit", "warm", many), ("xinit", "warm", 1)),
+        *(("fill_", "cold", many), ("xinit", "cold", many)),
+    ):
+        found = [(n, rows[memory, count, n][contestant]) for n in sizes if (memory, count, n) in rows]
+        if found:
+            style = "-" if (memory, count) == ("warm", many) else "--" if memory == "warm" else ":"
+            ax.plot(*zip(*found, strict=True), color=COLOURS[contestant], linestyle=style)
+            name = f"{contestant}, {'cold' if memory == 'cold' else '1 thread' if count == 1 else f'{count} threads'}"
+            ends[name] = (*found[-1], COLOURS[contestant])
+    timing.log_axes(ax, sizes, every=8)
+    label_ends(ax, ends)
+
+
+def _by_threads(ax, rows):
+    labels, threads = sorted({label for label, _ in rows}), sorted({count for _, count in rows})
+    ends = {"in proportion": (threads[-1], threads[-1], COLOURS["quiet"])}
+    ax.plot(threads, threads, color=COLOURS["quiet"], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for label in (*labels, "fill_"):
+        contestant = "fill_" if label == "fill_" else "xinit"
+        speeds = [rows[labels[0] if label == "fill_" else label, count][contestant] for count in threads]
+        gains = [speed / speeds[0] for speed in speeds]
+        ax.plot(threads, gains, color=COLOURS[contestant], marker="o", markersize=4)
+        ends[f"{label} {gains[-1]:.2f}"] = (threads[-1], gains[-1], COLOURS[contestant])
+    ax.set_ylim(0.9, 1.1 * threads[-1])
+    ax.set_xticks(threads)
+    ax.set_xlabel("threads")
+    label_ends(ax, ends)
 
 
 def main():

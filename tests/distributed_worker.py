@@ -384,6 +384,25 @@ def replicas_that_differ(world):
         xinit.fingerprint(hsdp)
 
 
+@case(2, 4)
+def verified(world):
+    """Each rank what it holds; all are told."""
+    model = by_fsdp(deferred("uneven"), mesh_for("fsdp", world))
+    xinit.materialize_(model, key=KEY)
+    assert {row.state for row in xinit.verify(model, KEY, deferred("uneven")).rows} == {"drawn"}
+    name, parameter = next((name, p) for name, p in model.named_parameters() if p.dim() > 1)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            parameter.to_local().view(-1)[3] = torch.nan
+    found = xinit.verify(model, KEY, deferred("uneven"))
+    assert found.names("corrupt") == [name]
+    assert found.names("trained") == found.names("unknown") == []
+    init_quietly(model, "uneven")
+    with Watched() as watched:
+        assert {row.state for row in xinit.verify(model, KEY, LLAMA).rows} == {"drawn"}
+    assert watched.collectives == 1
+
+
 @case(3, 4)
 def a_mesh_of_some_ranks(world):
     """What is on ranks 0 and 1 alone asks nothing of the others, which make the same calls, up to a collective of them all."""
@@ -573,6 +592,13 @@ def pipeline(world):
     xinit.init_(local, LLAMA, KEY)
     with raises(ValueError, "fingerprint", "(0, 1) and (2, 3)", "tok_embeddings.weight", "renamed"):
         xinit.fingerprint(local, group=dist.group.WORLD)
+    xinit.init_(model, LLAMA, KEY, check=True)  # the names of the other stage are others
+    if stage == 0:
+        local.output = None
+    with raises(
+        ValueError, "init_: ranks 0 and 2 do not hold the same parameters, but each a tok_embeddings.weight", "renamed"
+    ):
+        xinit.init_(local, LLAMA, KEY, check=True)
     # The ranks of the same number exchange activations and their gradients.
     x, y = inputs("uneven")
     other = int(mesh.mesh[1 - stage, mesh.get_local_rank("dp")])
@@ -909,6 +935,59 @@ def keys_compared(world):
     assert_equal_models(model, plain("llama"))
     with raises(ValueError, "different keys"):
         xinit.init_(Conv(), "torch", KEY.fold_in(dist.get_rank()), check=True)
+
+
+def split_by_hand():
+    """Megatron's way: a part of a weight under the name of the whole."""
+    model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.LayerNorm(4))
+    model[0].weight.tensor_model_parallel, model[0].weight.partition_dim = True, 0
+    model[1].weight.tensor_model_parallel, model[1].weight.partition_dim = False, -1
+    return model
+
+
+class Layer(nn.Linear):
+    def __init__(self, number):
+        super().__init__(4, 4)
+        self.layer_number = number
+
+
+@case(2)
+def parts_under_one_name(world):
+    """Would get the same values on every rank."""
+    rank = dist.get_rank()
+    with xinit.deferred():
+        late = split_by_hand()
+    for model, start in (split_by_hand(), partial(xinit.init_, recipe="torch")), (late, xinit.materialize_):
+        with raises(RuntimeError, "parameter 0.weight marked by tensor_model_parallel=True", "shard(dim, rank, world)"):
+            start(model, key=KEY)
+    del late[0].weight.tensor_model_parallel
+    xinit.materialize_(late, key=KEY)
+
+    experts = nn.ModuleList([nn.Linear(4, 4)])  # as DeepSpeed marks its
+    experts[0].weight.allreduce, experts[0].weight.group_name = False, "ep_size_2"
+    with raises(RuntimeError, "parameter 0.weight marked by allreduce=False"):
+        xinit.init_(experts, "torch", KEY)
+    experts[0].weight.group_name = "ep_size_1"
+    xinit.init_(experts, "torch", KEY)
+
+    stage = nn.ModuleList([Layer(2 * rank + 1 + i) for i in range(2)])
+    if rank == 0:
+        xinit.init_(stage, "torch", KEY)
+    else:
+        with raises(RuntimeError, "init_: 0 has layer_number 3", "renamed"):
+            xinit.init_(stage, "torch", KEY)
+    names = {str(i): str(2 * rank + i) for i in range(2)}
+    xinit.init_(xinit.parallel.renamed(stage, names), "torch", KEY, check=True)
+
+    shards = nn.Embedding(5 - rank, 4)  # what nothing marks, but is not the same
+    with raises(
+        ValueError, "ranks 0 and 1 do not hold the same", "each a weight, of shapes (5, 4) and (4, 4)", "Nothing"
+    ):
+        xinit.init_(shards, "torch", KEY, check=True)
+    with xinit.deferred():
+        stage = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4) if rank else nn.Tanh())
+    with raises(ValueError, "ranks 0 and 1", "each a 0.weight", "renamed"):
+        xinit.materialize_(stage, key=KEY, check=True)
 
 
 @case(2)

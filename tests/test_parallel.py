@@ -1,6 +1,8 @@
 """Layouts: what every rank fills is what torch's own functions cut out of the whole model's tensors, bit for bit."""
 
 import math
+import sys
+import types
 from itertools import pairwise
 
 import pytest
@@ -386,3 +388,29 @@ def test_names_of_stages_that_do_not_fit():
         renamed(torch.nn.Linear(2, 2), "layers.0")
     with pytest.raises(TypeError, match="renamed: model must be"):
         renamed([stage], {})
+
+
+@pytest.mark.parametrize(("splits", "refused"), [(None, True), (2, True), (1, False)])
+def test_parts_that_others_have_marked(splits, refused, monkeypatch):
+    """By Megatron also where it splits nothing, which its own state tells."""
+    if splits:
+        state = types.ModuleType("megatron.core.parallel_state")
+        state.model_parallel_is_initialized = lambda: True
+        state.get_tensor_model_parallel_world_size = state.get_expert_model_parallel_world_size = lambda: splits
+        monkeypatch.setitem(sys.modules, state.__name__, state)
+    model = nn.Linear(4, 4)
+    model.weight.tensor_model_parallel, model.weight.partition_dim = True, 1
+    model.bias.allreduce = False
+    xinit.init_(model, "torch", Key(0))  # one process alone, which does not ask
+    if not refused:
+        xinit.init_(model, "torch", Key(0), check=True)
+        return
+    before = xinit.fingerprint(model)
+    with pytest.raises(
+        RuntimeError, match=r"init_: parameter weight marked by tensor_model_parallel=True as one rank's part"
+    ):
+        xinit.init_(model, "torch", Key(1), check=True)
+    assert xinit.fingerprint(model) == before
+    with pytest.raises(RuntimeError, match=r"init_: parameter bias marked by allreduce=False as one rank's part"):
+        xinit.init_(model, "torch", Key(1), check=True, skip="weight")
+    xinit.init_(model, "torch", Key(1), check=True, skip=["weight", "bias"])

@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from xinit.lazy.materialize import materialize_
     from xinit.models.apply import init_, plan
     from xinit.models.fingerprint import fingerprint
+    from xinit.models.regenerate import regenerate
+    from xinit.models.verify import verify
     from xinit.parameters.plans import Plan, Row
     from xinit.parameters.sites import unwritten
 
@@ -98,9 +100,11 @@ _ROOMS = {
     "Plan": "parameters.plans",
     "recipes": "recipes",
     "recommend": "insight.recommend",
+    "regenerate": "models.regenerate",
     "Row": "parameters.plans",
     "theory": "insight.theory",
     "unwritten": "parameters.sites",
+    "verify": "models.verify",
 }
 
 __all__ = [
@@ -142,6 +146,7 @@ __all__ = [
     "plan",
     "recipes",
     "recommend",
+    "regenerate",
     "sparse",
     "sparse_",
     "theory",
@@ -149,6 +154,7 @@ __all__ = [
     "uniform_",
     "unwritten",
     "variance_scaling_",
+    "verify",
     "xavier_normal_",
     "xavier_uniform_",
     "zeros_",

@@ -43,7 +43,7 @@ def test_deep_relu_nets_live_and_die_as_readme_says(one_thread):
     assert 1e-9 < xavier.forward[-1] < 1e-6
     assert bound.forward[-1] < 1e-10
     assert 0.1 < kaiming.backward[0] < 10
-    assert compare.message(pairs) == "A net of 50 relu layers lives with Kaiming; dies with Xavier, U(±√(2/fan))"
+    assert compare.message(pairs) == "50 relu layers live with Kaiming; die with Xavier, U(±√(2/fan))"
 
 
 def pair(forward, backward):
@@ -85,7 +85,10 @@ def test_the_command(tmp_path, capsys):
         (("--activation", "relo"), "compare: Unsupported nonlinearity relo: relu is one; "),
         (("--method", "he_normal"), "compare: there is no method he_normal, but xavier_uniform, "),
         (("--depth", "1"), "compare: there must be at least 2 layers of 1 unit, but found 1 of 512"),
-        (("--depth", "3", "--width", "4", "--plot", "a.docx"), "--plot a.docx: Format 'docx' is not supported"),
+        (
+            ("--activation", "relu", "--method", "torch", "--depth", "3", "--width", "4", "--plot", "a.docx"),
+            "--plot a.docx: Format 'docx' is not supported",
+        ),
     ],
 )
 def test_errors_in_one_line(arguments, words, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import torch
@@ -213,14 +212,17 @@ def as_dicts(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
     return rows
 
 
-LOWEST, HIGHEST = 1e-16, 1e4  # that are drawn
+LOWEST, HIGHEST = 1e-16, 1e8  # that are drawn
 
 
 def draw(pairs: Sequence[Pair], note: str = "") -> Any:
     """A figure: a row for each activation, forward and backward; lines as measured, theory dashed."""
     activations = list(dict.fromkeys(pair.activation for pair in pairs))
-    size = (10, 1.4 + 2.8 * len(activations))
-    drawn, axes = figure(message(pairs), note, nrows=len(activations), ncols=2, sharey=True, sharex=True, figsize=size)
+    layout = {"nrows": len(activations), "ncols": 2, "sharey": True, "sharex": True}
+    drawn, axes = figure(message(pairs), note, 1.6 + 2.4 * len(activations), **layout)
+    ends = [value for pair in pairs for value in (pair.forward[-1], pair.backward[0]) if math.isfinite(value)]
+    low, high = max(LOWEST, min([1 / HEALTH, *ends])), min(HIGHEST, max([HEALTH, *ends]))
+    axes[0][0].set(yscale="log", ylim=(low / HEALTH, high * HEALTH))
     for row, activation in zip(axes, activations, strict=True):
         mine = [pair for pair in pairs if pair.activation == activation]
         _panel(row[0], [(p, p.forward, p.forward_theory) for p in mine])
@@ -234,8 +236,6 @@ def draw(pairs: Sequence[Pair], note: str = "") -> Any:
 
 
 def _panel(axes: Any, lines: Sequence[tuple[Pair, Sequence[float], Sequence[float]]]) -> None:
-    axes.set_yscale("log")
-    axes.set_ylim(LOWEST, HIGHEST)
     axes.axhspan(1 / HEALTH, HEALTH, color=COLOURS["band"], zorder=0)
     ends = {}
     for pair, measured, expected in lines:
@@ -257,9 +257,12 @@ def message(pairs: Sequence[Pair]) -> str:
         for pair in pairs:
             alive[pair.activation] += [METHODS[pair.method].label] * (pair.verdict == "lives")
         said = "; ".join(f"{name}: {', '.join(labels) or 'none'}" for name, labels in alive.items())
-        return fill(f"What keeps {depth} layers alive? {said}", 80)
+        return f"What keeps {depth} layers alive? {said}"
     by_verdict: dict[str, list[str]] = {}
     for pair in pairs:
         by_verdict.setdefault(pair.verdict, []).append(METHODS[pair.method].label)
-    said = "; ".join(f"{verdict} with {', '.join(labels)}" for verdict, labels in by_verdict.items())
-    return fill(f"A net of {depth} {activations[0]} layers {said}", 80)
+    said = "; ".join(
+        f"{verdict if ' ' in verdict else verdict.removesuffix('s')} with {', '.join(labels)}"
+        for verdict, labels in by_verdict.items()
+    )
+    return f"{depth} {activations[0]} layers{':' * (' ' in next(iter(by_verdict)))} {said}"

@@ -81,13 +81,15 @@ class CoordinateReport:
         Raises:
             ImportError: without matplotlib.
         """
-        return draw(str(self).partition("\n")[0], self.widths, self.rows, FLAT, path)
+        row = self.steepest
+        of = "the output" if row.layer == "(output)" else f"layer {row.layer}"
+        title = f"{'Flat' if self.flat else 'Not flat'}: {of} goes as width^{row.slope:+.2f} after {_steps_of(row)}"
+        return draw(title, self.widths, self.rows, FLAT, path)
 
     def __str__(self) -> str:
         row = self.steepest
         word = "flat" if self.flat else "not flat"
-        steps_taken = f"{row.step} step" + "s" * (row.step != 1)
-        verdict = f"{word}: after {steps_taken} {row.layer} goes as width to the power of {row.slope:+.2f}"
+        verdict = f"{word}: after {_steps_of(row)} {row.layer} goes as width to the power of {row.slope:+.2f}"
         steps = sorted({row.step for row in self.rows})
         by_layer: dict[str, list[str]] = {}
         for row in self.rows:
@@ -95,6 +97,10 @@ class CoordinateReport:
         header = ("layer", *(f"step {step}" for step in steps))
         lines = table(header, [(layer, *slopes) for layer, slopes in by_layer.items()])
         return f"{verdict}\n\n{lines}"
+
+
+def _steps_of(row: CoordinateRow) -> str:
+    return f"{row.step} step" + "s" * (row.step != 1)
 
 
 def coordinate_check(

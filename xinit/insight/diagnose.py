@@ -13,7 +13,7 @@ from xinit.insight.weights import Weights, weigh, weights_of
 from xinit.lazy.audit import audit
 from xinit.observe.flow import Call, Layer, fans
 from xinit.observe.meter import Moments
-from xinit.observe.passes import watched
+from xinit.observe.passes import Pass, watched
 from xinit.recipes.own import OwnInit
 
 
@@ -77,14 +77,15 @@ def diagnose(
     calls = seen.watch.calls
     flags = Findings(calls, seen.watch.streams, values, weights, audit(seen.model)).flags()
     return Report(
-        type(seen.model).__name__, _rows_of(seen.layers, weights, values, flags), tuple(flags), *_gains(calls, values)
+        type(seen.model).__name__, _rows_of(seen, weights, values, flags), tuple(flags), *_gains(calls, values)
     )
 
 
 def _rows_of(
-    layers: Sequence[Layer], weights: Mapping[Layer, Weights], values: Sequence[Moments], flags: Sequence[Flag]
+    seen: Pass, weights: Mapping[Layer, Weights], values: Sequence[Moments], flags: Sequence[Flag]
 ) -> tuple[LayerRow, ...]:
     """One for each layer, but for vectors of a module that has a row already, such as a bias."""
+    layers = seen.layers
     calls = (call for layer in layers for call in layer.calls)
     first = next((rms for call in calls if (rms := _rms(values, call.entered) or _rms(values, call.left))), None)
     used = {layer.module for layer in layers if layer.calls}
@@ -93,7 +94,8 @@ def _rows_of(
         for layer in layers
         if layer.calls or layer.module not in used or any(p.dim() > 1 for p in layer.weights.values())
     ]
-    return tuple(_row(layer, weights[layer], values, flags, first) for layer in shown)
+    sums = {call: stream.value for stream in seen.watch.streams for call in stream.writers}
+    return tuple(_row(layer, weights[layer], values, sums, flags, first) for layer in shown)
 
 
 def _together(values: Sequence[Moments], numbers: Iterable[int | None]) -> Moments | None:
@@ -107,7 +109,12 @@ def _rms(values: Sequence[Moments], number: int | None) -> float | None:
 
 
 def _row(
-    layer: Layer, weights: Weights, values: Sequence[Moments], flags: Sequence[Flag], first: float | None
+    layer: Layer,
+    weights: Weights,
+    values: Sequence[Moments],
+    sums: Mapping[Call, int],
+    flags: Sequence[Flag],
+    first: float | None,
 ) -> LayerRow:
     calls = layer.calls
     entered = _together(values, (call.entered for call in calls))
@@ -116,6 +123,7 @@ def _row(
     gradient = _together(values, (call.gradient for call in calls))
     dead = _together(values, (call.dead for call in calls))
     saturated = _together(values, (call.saturated for call in calls))
+    stream = _together(values, (sums.get(call) for call in calls))
     out = post or left
     width = fans(layer) or (None, None)
     own = {layer.name, *(f"{layer.name}.{leaf}" for leaf in layer.weights)}
@@ -137,6 +145,7 @@ def _row(
         grad_rms=gradient and gradient.rms,
         gain=out.rms / entered.rms if out and entered and entered.rms else None,
         net_gain=out.rms / first if out and first else None,
+        stream_rms=stream and stream.rms,
         dead=dead and dead.mean,
         saturated=saturated and saturated.mean,
         flags=tuple(flag.kind for flag in flags if flag.layer in own),

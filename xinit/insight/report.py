@@ -36,6 +36,7 @@ class LayerRow:
         grad_rms: of the loss's gradient with respect to what goes out.
         gain: what goes out, behind the activation, over what comes in.
         net_gain: the same over what came into the first layer.
+        stream_rms: of the sum on a residual path, after what comes of this layer is added to it.
         dead: the share of units whose activation is flat for the whole batch, as a ReLU is below zero.
         saturated: the share of values at which the activation's slope is below 5 % of its largest, of one that saturates.
         flags: the kinds of this layer's flags.
@@ -58,6 +59,7 @@ class LayerRow:
     grad_rms: float | None
     gain: float | None
     net_gain: float | None
+    stream_rms: float | None
     dead: float | None
     saturated: float | None
     flags: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -160,11 +161,12 @@ def draw_curves(curves: Sequence[Curve]) -> Any:
     """He et al.'s figures 2 and 3."""
     note = (
         f"ReLU layers of {WIDTH} units on scikit-learn's digits; SGD, rate {RATE}, momentum {MOMENTUM}, batches of {BATCH}; "
-        "two seeds each. After He et al. 2015, figures 2 and 3"
+        "two seeds each, and their mean. After He et al. 2015, figures 2 and 3"
     )
     depths = sorted({curve.depth for curve in curves})
-    title = "22 ReLU layers: Xavier learns later than Kaiming. 30 layers: not at all"
-    drawn, axes = figure(title, note, ncols=len(depths), sharey=True, figsize=(10, 4.4))
+    wrong = [f"{name} gets {share:.0%} wrong" for name, share in _wrong(curves, depths[-1]).items()]
+    title = f"With {depths[-1]} ReLU layers {', '.join(wrong)}"
+    drawn, axes = figure(title, note, ncols=len(depths), sharey=True)
     for ax, depth in zip(axes[0], depths, strict=True):
         headline(ax, f"{depth} layers")
         ends = {}
@@ -173,7 +175,9 @@ def draw_curves(curves: Sequence[Curve]) -> Any:
                 method = METHODS[curve.method]
                 percent = [100 * error for error in curve.errors]
                 ax.plot(percent, color=COLOURS[method.colour], linewidth=1.6)
-                ends[method.label.removesuffix(" normal")] = (EPOCHS, percent[-1], COLOURS[method.colour])
+                name = method.label.removesuffix(" normal")
+                share = _wrong(curves, depth)[name]
+                ends[f"{name} {share:.0%}"] = (len(percent) - 1, 100 * share, COLOURS[method.colour])
         ax.set_ylim(0, 100)
         ax.set_xlabel("epoch")
         ax.axhline(100 * CHANCE, color=COLOURS["quiet"], linewidth=0.9, linestyle=(0, (4, 3)))
@@ -183,14 +187,29 @@ def draw_curves(curves: Sequence[Curve]) -> Any:
     return drawn
 
 
+def _wrong(curves: Sequence[Curve], depth: int) -> dict[str, float]:
+    """In the end, by method, on average over seeds."""
+    last: dict[str, list[float]] = {}
+    for curve in curves:
+        if curve.depth == depth:
+            last.setdefault(METHODS[curve.method].label.removesuffix(" normal"), []).append(curve.errors[-1])
+    return {name: fmean(errors) for name, errors in last.items()}
+
+
+def _name(passed: Passed) -> str:
+    return "U(±1/√n)" if passed.method == "torch" else METHODS[passed.method].label
+
+
 def draw_passed(passed: Sequence[Passed]) -> Any:
     """Of Glorot & Bengio's figures 6 and 7, which show distributions, their widths."""
     note = (
         f"{LAYERS} hidden tanh layers of {WIDTH} units at initialisation, 300 of scikit-learn's digits. "
         "After Glorot & Bengio 2010, figures 6 and 7"
     )
-    title = "Of what tanh layers pass on, Xavier keeps half in five layers, U(±1/√n) a tenth"
-    drawn, axes = figure(title, note, ncols=2, figsize=(10, 4.2))
+    left = {_name(p): f"{float(p.activations[-1].std() / p.activations[0].std()):.0%}" for p in passed}
+    said = ", ".join(f"{share} with {name}" for name, share in sorted(left.items(), reverse=True))
+    title = f"{LAYERS} tanh layers pass on {said}"
+    drawn, axes = figure(title, note, ncols=2)
     for ax, what in zip(axes[0], ("activations", "gradients"), strict=True):
         headline(ax, what)
         ends, order = {}, range(1, LAYERS + 1) if what == "activations" else range(LAYERS, 0, -1)
@@ -199,7 +218,7 @@ def draw_passed(passed: Sequence[Passed]) -> Any:
             kept = [std / stds[0] for std in stds]
             method = METHODS[p.method]
             ax.plot(order, kept, color=COLOURS[method.colour], marker="o", markersize=4, clip_on=False)
-            ends["U(±1/√n)" if p.method == "torch" else method.label] = (order[-1], kept[-1], COLOURS[method.colour])
+            ends[f"{_name(p)} {kept[-1]:.0%}"] = (order[-1], kept[-1], COLOURS[method.colour])
         ax.set_ylim(0, 1.05)
         ax.set_xlim(order[0], order[-1])
         ax.set_xticks(order)

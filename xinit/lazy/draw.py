@@ -54,7 +54,7 @@ def draw(
     Args:
         memory: for the values of a target, of which is said whether it is done again; None for what that is to make itself.
     """
-    needs = _again(targets)
+    needs = done_again(targets)
     keys = _keys_of(list(needs), {target.store for target in targets}, key)
     # What stays has its memory before what does not: the holes that this leaves are for the next.
     values = {target: into for target in targets if (into := memory(target, target in needs)) is not None}
@@ -75,7 +75,7 @@ def draw(
     return [values[target] for target in targets]
 
 
-def _again(targets: Sequence[Target]) -> dict[Target, list[Node]]:
+def done_again(targets: Sequence[Target]) -> dict[Target, list[Node]]:
     """The targets of which what was recorded is to be done again, in their order, and all that each takes."""
     needs: dict[Target, list[Node]] = {}
     read: set[Store] = set()

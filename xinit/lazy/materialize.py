@@ -20,6 +20,7 @@ from xinit.lazy.draw import Target, draw
 from xinit.lazy.late import left_of, own_class, release
 from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_unseen
 from xinit.lazy.targets import CHANGED, EMPTIED, RAW, places_of, targets_of
+from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
 from xinit.parameters.names import canonical_name, version_of
 from xinit.parameters.sites import mark_unwritten, some
@@ -77,17 +78,19 @@ def materialize_(
         key: the model's; by default one drawn from torch's default generator, so that ``torch.manual_seed`` governs: of a sharded
             model from that of the mesh's first rank, which tells the others in a small broadcast.
         progress: show a bar; takes tqdm.
-        check: whether the ranks first compare their keys, in one small all-reduce.
+        check: whether the ranks first compare their keys, and the names and shapes of what they hold, in one small all-reduce.
 
     Returns:
         the model.
 
     Raises:
         TypeError: if model, device or key are not of these types.
-        ValueError: for a ``DTensor`` that :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
+        ValueError: for a ``DTensor`` that :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys, or
+            ranks that hold different parameters of one name, as a pipeline's stages under names of their own do.
         RuntimeError: before anything has changed: if the model has no deferred parameters, or some that were put on the meta
             device elsewhere, changed after the context so that it is not known how, or given memory without values by
-            ``to_empty``, which are named.
+            ``to_empty``, which are named; where there are several ranks, or with ``check``, for parameters that Megatron or
+            DeepSpeed have marked as one rank's part of the whole, and for layers whose ``layer_number`` is not their name's.
 
     Warns:
         UserWarning: of parameters that the constructor never wrote; they hold what the memory held.
@@ -160,6 +163,7 @@ def _materialize_(
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     _check(model, targets, real, unknown)
+    refuse_parts("materialize_", model, ((target.name, target.tensor) for target in targets), check)
     if broken := _broken_ties(model, targets):
         _tie(model, broken)
         targets = [target for target in targets if all(target is not other for _, other in broken)]
@@ -167,7 +171,8 @@ def _materialize_(
         drawn = Key.drawn(torch.default_generator)
         key = Ranks(model.parameters(), "materialize_").first_key(drawn)
     if check:
-        Ranks(model.parameters(), "materialize_").check_key(key)
+        shapes = {target.name: target.tensor.shape for target in targets}
+        Ranks(model.parameters(), "materialize_").check(key, shapes)
     elsewhere = [tensor for tensor in real if tensor.device != where]
     on_cpu = offloaded(model) if elsewhere or any(is_sharded(target.tensor) for target in targets) else set()
     # Copied before the fill is launched, which a copy to a GPU would wait for; one from a GPU must be waited for.

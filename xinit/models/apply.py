@@ -14,6 +14,7 @@ from xinit.keys import Key
 from xinit.models.buffers import Buffers, buffers_of
 from xinit.models.memory import check_memory, sharded_sites
 from xinit.models.steps import Rulebook, do, refuse
+from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks
 from xinit.parameters.names import canonical_name, modules_of
 from xinit.parameters.plans import Plan
@@ -73,7 +74,7 @@ def init_(
         loaded: fill also what transformers has loaded from a checkpoint, which is otherwise left as it is, with a warning: the
             parameters that it has flagged with ``_is_hf_initialized``.
         progress: show a bar, with tqdm.
-        check: whether the ranks first compare their keys, in one small all-reduce.
+        check: whether the ranks first compare their keys, and the names and shapes of what they hold, in one small all-reduce.
 
     Returns:
         The model.
@@ -83,8 +84,11 @@ def init_(
         ValueError: listing all parameters that no pattern matches, that do not fit their distributions, or to which the model's
             own init gives a constant that a built-in recipe would change (see :mod:`xinit.recipes`); for an unknown recipe, a
             pattern of ``only`` or ``skip`` that matches nothing, or lazy parameters; for a ``DTensor`` that
-            :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys.
-        RuntimeError: for parameters on the meta device, or whose memory was released.
+            :mod:`xinit.init` cannot fill; on all ranks, if ``check`` finds different keys, or ranks that hold different
+            parameters of one name, as a pipeline's stages under names of their own do.
+        RuntimeError: for parameters on the meta device, or whose memory was released; where there are several ranks, or with
+            ``check``, for parameters that Megatron or DeepSpeed have marked as one rank's part of the whole, and for layers whose
+            ``layer_number`` is not that of their name: see :mod:`xinit.parallel`.
         NotImplementedError: for other dtypes and layouts; within FSDP's first version, ``FullyShardedDataParallel``.
         ImportError: for ``progress`` without tqdm.
 
@@ -111,8 +115,11 @@ def init_(
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
     every = sharded_sites(model, "init_", computed=True)
     if check:  # first, or a rank with an error of its own would leave the others waiting
-        Ranks((site.parameter for site in every), "init_").check_key(key)
+        Ranks((site.parameter for site in every), "init_").check(
+            key, {site.name: site.parameter.shape for site in every}
+        )
     sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(model)))
+    refuse_parts("init_", model, ((site.name, site.parameter) for site in sites), check)
     if switched_off():
         warnings.warn(
             "init_: the model is left as it is: this is where torch.nn.init's functions do nothing", stacklevel=2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,41 +131,81 @@ class Ranks:
         """Modulo 2^64, over all ranks; of one that nothing is shared with, or that is outside the mesh, its own."""
         if self.group is None and (self.mesh is None or self.mesh.get_coordinate() is None):
             return [number % 2**64 for number in numbers]
-        signed = [(number + 2**63) % 2**64 - 2**63 for number in numbers]
-        return [number % 2**64 for number in self._reduced(signed, "SUM")]
+        signed = torch.tensor([(number + 2**63) % 2**64 - 2**63 for number in numbers])
+        return [int(number) % 2**64 for number in self._all(signed, "SUM", self._groups(self.mesh)).tolist()]
 
-    def check_key(self, key: Key) -> None:
-        """Raises a ValueError on every rank, if not all have the same key."""
-        distributed = torch.distributed
+    def check(self, key: Key, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raises a ValueError on every rank, if not all have the same key, or two have different tensors of one name.
+
+        One small all-reduce; another, of the names, where not all have the same ones, as in a pipeline.
+
+        Args:
+            key: the model's.
+            shapes: of the whole tensors, by their names.
+        """
+        distributed: Any = torch.distributed
         if not distributed.is_available() or not distributed.is_initialized():
             return
         if self.mesh is not None and self.mesh.get_coordinate() is None:
             return  # it fills nothing
-        halves = [half for word in (key.seed, key.stream) for half in divmod(word, 2**32)]
-        most = self._reduced([*halves, *(-half for half in halves)], "MAX")
-        if most[:4] != [-half for half in most[4:]]:
+        held = tuple((name, tuple(shape)) for name, shape in shapes.items())
+        words = (key.seed, key.stream, Key(0).fold_in(repr(held)).stream)
+        halves = [half for word in words for half in divmod(word, 2**32)]
+        groups = self._groups(self._root())
+        most = self._all(torch.tensor([*halves, *(-half for half in halves)]), "MAX", groups).tolist()
+        same = [a == -b for a, b in zip(most[:6], most[6:], strict=True)]
+        if not all(same[:4]):
             raise ValueError(
                 f"{self.op}: the ranks have different keys; rank {distributed.get_rank()} has {key}. Nothing has been filled"
             )
+        if not all(same[4:]):
+            self._check_apart(held, groups)
+
+    def _check_apart(self, held: tuple[tuple[str, tuple[int, ...]], ...], groups: Sequence[Any]) -> None:
+        """Whether the ranks that hold different tensors have different names for them."""
+        first = {held: int(torch.distributed.get_rank())}  # one rank of those that hold the same
+        for group in groups:
+            everyone: list[Any] = [None] * torch.distributed.get_world_size(group)
+            torch.distributed.all_gather_object(everyone, first, group=group)
+            first = {tensors: rank for ranks in reversed(everyone) for tensors, rank in ranks.items()}
+        owners: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for tensors, rank in sorted(first.items(), key=operator.itemgetter(1)):
+            for name, shape in tensors:
+                other, seen = owners.setdefault(name, (rank, shape))
+                if other != rank:
+                    raise ValueError(
+                        f"{self.op}: ranks {other} and {rank} do not hold the same parameters, but each a {name}, of shapes "
+                        f"{seen} and {shape}, which would get the same values: give a pipeline's stages the names of the whole "
+                        f"model, see xinit.parallel.renamed, and parts their layouts; if it is one parameter that both hold, "
+                        f"leave check= out. Nothing has been filled"
+                    )
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum of each number over all ranks, in one all-reduce; of one that nothing is shared with, its own."""
         if (self.mesh is None or self.mesh.get_coordinate() is None) and self.group is None:
             return numbers
-        return self._all(numbers, "SUM")
+        return self._all(numbers, "SUM", self._groups(self.mesh))
 
-    def _reduced(self, numbers: list[int], how: str) -> list[int]:
-        return [int(number) for number in self._all(torch.tensor(numbers), how).tolist()]
-
-    def _all(self, numbers: Tensor, how: str) -> Tensor:
+    def _all(self, numbers: Tensor, how: str, groups: Iterable[Any]) -> Tensor:
         distributed: Any = torch.distributed
-        mesh, groups = self.mesh, [self.group]
-        if self.group is None and mesh is not None and mesh.size() < distributed.get_world_size():
-            groups = [mesh.get_group(dim) for dim, size in enumerate(mesh.shape) if size > 1]
-        reduced = numbers.to(self.device if mesh is None else mesh.device_type)
+        reduced = numbers.to(self.device if self.mesh is None else self.mesh.device_type)
         for group in groups:
             distributed.all_reduce(reduced, getattr(distributed.ReduceOp, how), group=group)
         return reduced.cpu()
+
+    def _root(self) -> Any:
+        """The mesh that this one is part of, with the stages of a pipeline as one of its dimensions."""
+        try:
+            root = root_mesh(self.mesh)() if self.mesh is not None else None
+        except AttributeError:  # a torch without it
+            return self.mesh
+        return self.mesh if root is None or root.get_coordinate() is None else root
+
+    def _groups(self, mesh: Any) -> list[Any]:
+        """The process groups, one after the other, over which something reaches all ranks of the mesh."""
+        if self.group is None and mesh is not None and mesh.size() < torch.distributed.get_world_size():
+            return [mesh.get_group(dim) for dim, size in enumerate(mesh.shape) if size > 1]
+        return [self.group]
 
 
 def _mesh_of(tensor: Any) -> Any:
