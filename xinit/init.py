@@ -19,20 +19,20 @@ how to fill it; :func:`xinit.fill_many_` and operators look at none of this.
 
 Besides their own arguments they take
 
-    generator: the ``torch.Generator`` to take a key from; None for the default one of the tensor's device. It advances
-        by one draw, whatever the size of the tensor.
-    key: an :class:`xinit.Key` instead: the values are then a pure function of key and index.
-    window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
+- generator: the ``torch.Generator`` to take a key from; None for the default one of the tensor's device. It advances
+  by one draw, whatever the size of the tensor.
+- key: an :class:`xinit.Key` instead: the values are then a pure function of key and index.
+- window: an :class:`xinit.Window`, if the tensor is a part of a larger one.
 
 and raise
 
-    TypeError: if ``tensor`` is not a tensor, or another argument of a wrong type.
-    NotImplementedError: for other dtypes, for a uniform or truncated distribution of complex numbers, for sparse or quantized
-        tensors, and for wrapper subclasses that hold more than one tensor.
-    RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
-        the dtype; a generator of another device; memory that overlaps itself, or was released.
-    ValueError: for both a key and a generator; for a window that does not fit; for a ``DTensor`` with a window, with a
-        ``Partial`` placement, or with a local tensor that its placements do not give.
+- TypeError: if ``tensor`` is not a tensor, or another argument of a wrong type.
+- NotImplementedError: for other dtypes, for a uniform or truncated distribution of complex numbers, for sparse or quantized
+  tensors, and for wrapper subclasses that hold more than one tensor.
+- RuntimeError: for a standard deviation below zero, bounds in the wrong order, parameters that are not finite or beyond
+  the dtype; a generator of another device; memory that overlaps itself, or was released.
+- ValueError: for both a key and a generator; for a window that does not fit; for a ``DTensor`` with a window, with a
+  ``Partial`` placement, or with a local tensor that its placements do not give.
 """
 
 from __future__ import annotations

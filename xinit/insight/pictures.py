@@ -26,6 +26,7 @@ COLOURS = {
     "inductor": "#999933",
     "triton": "#117733",
     "fill_": "#999999",  # the yardstick of speed
+    "here": "#F0E442",  # the part of a tensor that lies on one rank
     "theory": "#333333",  # dashed
     "band": "#EDEDED",  # of health
     "quiet": "#666666",  # notes, ticks, what is there for comparison

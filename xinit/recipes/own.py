@@ -174,7 +174,7 @@ def _builder(module: Any) -> tuple[Builder | None, bool]:
     if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
         return _by_architecture, True  # but for its options
     constructor: Any = type(module).__init__
-    if getattr(constructor, "__module__", "").startswith("torch."):
+    if (getattr(constructor, "__module__", "") or "").startswith("torch."):  # None in what exec ran
         return None, True
     try:
         arguments = [*inspect.signature(constructor).parameters.items()][1:]
