@@ -378,6 +378,13 @@ def test_data_is_what_it_was():
     assert torch.equal(drawn(with_weight(fill)).weight, torch.arange(600.0).view(30, 20))
 
 
+def test_a_fill_of_a_window_without_a_key_is_that_of_the_window():
+    window = Window((60, 20), (30, 0))
+    model = drawn(with_weight(partial(xinit.xavier_normal_, window=window)))
+    key = KEY.fold_in("weight").fold_in(0)
+    assert torch.equal(model.weight, xinit.xavier_normal_(torch.empty(30, 20), window=window, key=key))
+
+
 def test_a_fill_with_a_key_of_its_own_keeps_it():
     model = drawn(with_weight(partial(xinit.normal_, key=xinit.Key(99))))
     assert torch.equal(model.weight, xinit.normal_(torch.empty(30, 20), key=xinit.Key(99)))
@@ -822,6 +829,17 @@ def resizes():
     nn.Linear(3, 4).weight.data.resize_(9)
 
 
+def resizes_another():
+    torch.mul(nn.Linear(3, 4).weight.data, 2, out=torch.empty(0))
+
+
+OUTSIDE = torch.ones(4, 3, device="meta")
+
+
+def takes_what_nobody_knows():
+    nn.Linear(3, 4).weight.data.mul_(OUTSIDE)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -849,9 +867,13 @@ def test_constants_of_dtypes_without_distributions(make):
     assert torch.equal(xinit.materialize_(model, key=KEY).weight, build().weight)
 
 
-@pytest.mark.parametrize("read", [reads_item, reads_numpy, reads_list, resizes])
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize(
+    "read", [reads_item, reads_numpy, reads_list, resizes, resizes_another, takes_what_nobody_knows]
+)
 def test_what_cannot_be_recorded_is_an_error_there(read):
-    with xinit.deferred(), pytest.raises(RuntimeError, match=r"deferred: .*Linear.weight of shape \(4, 3\)") as error:
+    what = "outside of the context" if read is takes_what_nobody_knows else r"Linear.weight of shape \(4, 3\)"
+    with xinit.deferred(), pytest.raises(RuntimeError, match=f"deferred: .*{what}") as error:
         read()
     assert read.__name__ in [entry.name for entry in error.traceback]
 

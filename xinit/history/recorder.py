@@ -191,11 +191,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _fill(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
         """Put off, or do, an operator that only fills a tensor whose history is known; gives back what it returns."""
-        target = args[0] if args and isinstance(args[0], Tensor) else None
-        store = None if target is None else store_of(target)
-        if target is None or store is None:
+        store = history_of(args[0]) if args else None
+        if store is None:
             return None
-        drawn = None if any(map(store_of, tensors_of(args[1:]))) else distribution(func, args, kwargs)
+        target, rest = args[0], args[1:]
+        drawn = None if any(map(store_of, tensors_of(rest))) else distribution(func, args, kwargs)
         if drawn is None and not (store.lazy and func in (_aten.zero_.default, _aten.fill_.Scalar)):
             return None
         settle(store)
@@ -205,10 +205,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             # fill_ takes any number on the meta device, and for one element
             number = func is _aten.fill_.Scalar
             twin = torch.empty(2, dtype=view.dtype, device="cpu") if number else memory_like(target, _META)
-            func(twin, *args[1:], **elsewhere(kwargs, _META))  # or its own error
-        if store.deferred:
-            kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-        rest = args[1:]
+            func(twin, *rest, **elsewhere(kwargs, _META))  # or its own error
         if drawn and drawn.name == "constant":
             func, rest, kwargs = _aten.fill_.Scalar, drawn.parameters, {}  # not the tensor that the number came in
         store.add(Node(func, (view, *rest), kwargs, (view, drawn) if drawn else None))
@@ -225,8 +222,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         )
         if func is _aten.resize_.default:
             raise RuntimeError(f"deferred: {func} of {label} cannot be recorded")
-        if kwargs.get("generator"):
-            kwargs = kwargs | {"generator": None}
         written = written_by(func, args, kwargs)
         node = self._node(func, args, kwargs, written)
         real: dict[int, Tensor] = {}
@@ -246,7 +241,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             output = func(*metas, **elsewhere(options, _META))
         except Exception as error:
             output = rehearse(node, label, error)
-        if [tensor.shape for tensor in written] != shapes:
+        if [tensor.shape for tensor in written_by(func, metas, options)] != shapes:
             raise RuntimeError(f"deferred: {func}, which resizes what depends on {label}, cannot be recorded")
         output = tree_map(lambda leaf: real.get(id(leaf), leaf), output)
         self._add(node, output, written, label)

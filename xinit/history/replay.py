@@ -87,7 +87,7 @@ def _run(node: Node, keyed: tuple[Key, Ref | None] | None, tensor: Any, device: 
             return node.run(tensor, device)
     key = keyed[0]
     if node.func.namespace == "xinit":
-        return node.func(*(tensor(leaf) if isinstance(leaf, Ref) else leaf for leaf in node.args), key=key.words)
+        return node.run(tensor, device, key=key.words)
     # Numbers that xinit does not draw: torch's, on the CPU, so that they are the same on every device.
     copies: dict[Ref, Tensor] = {}
 
@@ -122,7 +122,10 @@ def rehearse(node: Node, label: str, error: Exception) -> Any:
     keys = {other: (Key(0).fold_in(i), None) for i, other in enumerate(nodes) if other.random}
     try:
         storages = replay(nodes, keys, stores, torch.device("cpu"))
-        output = node.run(lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu())
+        output = node.run(
+            lambda leaf: leaf.of(storages[leaf.store]) if isinstance(leaf, Ref) else leaf.tensor.cpu(),
+            torch.device("cpu"),
+        )
     except Exception:
         output = None
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

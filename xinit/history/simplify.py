@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -156,7 +156,7 @@ def _transformed(what: Distribution, node: Node) -> Distribution | None:
     if not all(value is None or isinstance(value, (int, float)) for value in rest):
         return None
     if name == "clamp":
-        return _clamped(what, *(*rest, None, None)[:2], **node.kwargs)
+        return _clamped(what, *rest, **node.kwargs)
     if name == "erfinv" and what.name == "uniform":
         # With U = Φ(Z) in between bounds, erfinv(2U - 1) = Z / √2: how truncated normals are drawn by hand.
         low, high = (_normal_quantile((1 + bound) / 2) / math.sqrt(2) for bound in what.parameters)
@@ -186,26 +186,17 @@ def _affine(what: Distribution, scale: float, shift: float) -> Distribution:
     return Distribution(what.name, (moved, others[0] * abs(scale), *bounds))
 
 
-def _clamped(
-    what: Distribution, least: Any = None, most: Any = None, min: Any = None, max: Any = None
-) -> Distribution | None:
+def _clamped(what: Distribution, min: float | None = None, max: float | None = None) -> Distribution | None:
     """Bounds that are there already may move by a rounding error; others would make atoms."""
     if what.name != "truncated_normal":
         return None
     mean, std, a, b = what.parameters
-    low = max_of(a, least if least is not None else min)
-    high = min_of(b, most if most is not None else max)
-    if low - max_of(mean - _SEEN * std, a) > 1e-4 * std or min_of(mean + _SEEN * std, b) - high > 1e-4 * std:
+    low = a if min is None or min < a else float(min)
+    high = b if max is None or max > b else float(max)
+    near, far = 1e-4 * std, _SEEN * std
+    if (low - a > near and low - (mean - far) > near) or (b - high > near and mean + far - high > near):
         return None
     return Distribution(what.name, (mean, std, low, high))
-
-
-def max_of(bound: float, other: float | None) -> float:
-    return bound if other is None or other < bound else float(other)
-
-
-def min_of(bound: float, other: float | None) -> float:
-    return bound if other is None or other > bound else float(other)
 
 
 def box(view: Ref, whole: Ref) -> tuple[Shape, Shape] | None:

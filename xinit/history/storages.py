@@ -140,14 +140,14 @@ class Node:
             )
         return any(ref.store is store for _, ref in self.outputs)
 
-    def run(self, tensor: Callable[[Ref | Data], Tensor], device: torch.device | None = None) -> Any:
-        """Do it, on those tensors; on a device, without a generator."""
+    def run(self, tensor: Callable[[Ref | Data], Tensor], device: torch.device | None = None, **more: Any) -> Any:
+        """Do it, on those tensors; on a device, without a generator; with more arguments."""
         args, kwargs = tree_map(
             lambda leaf: tensor(leaf) if isinstance(leaf, (Ref, Data)) else leaf,
             (self.args, self.kwargs),
             is_leaf=_is_leaf,
         )
-        return self.func(*args, **(elsewhere(kwargs, device) if device else kwargs))
+        return self.func(*args, **(elsewhere(kwargs, device) if device else kwargs), **more)
 
 
 def elsewhere(kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:

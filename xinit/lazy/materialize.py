@@ -14,43 +14,37 @@ from torch.nn.parameter import is_lazy
 
 from xinit._torch import DisableTorchFunction, local_tensor, of_class, swap_tensor, without_modes
 from xinit.dtensor import is_sharded, outside, with_memory
-from xinit.history.storages import ordinary_tensors, purge
+from xinit.history.storages import memory_like, ordinary_tensors, purge
 from xinit.keys import Key
 from xinit.lazy.draw import Target, draw
 from xinit.lazy.late import left_of, own_class, release
 from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_unseen
-from xinit.lazy.targets import CHANGED, EMPTIED, RAW, places_of, targets_of
+from xinit.lazy.targets import CHANGED, EMPTIED, OUTSIDE, RAW, places_of, targets_of
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
 from xinit.parameters.names import canonical_name, version_of
 from xinit.parameters.sites import mark_unwritten, some
 from xinit.subclasses import rewrap
 
+_REFUSED = {
+    RAW: "to_empty() has replaced {names} by memory without values, and buffers likewise: leave it out, "
+    "materialize_(model, device) gives them their memory",
+    CHANGED: "{names} changed after the xinit.deferred() context, with tensors of which nothing is known, such as the new rows "
+    "of a resized embedding: do that within it, or within another one",
+    EMPTIED: "{names} have no elements any more, as under DeepSpeed's ZeRO-3: materialize_ the model first, and partition it "
+    "then, by deepspeed.zero.Init(module=model) or deepspeed.initialize",
+    OUTSIDE: "nothing is known of {names}, on the meta device: built outside of xinit.deferred(), or put there since{hint}? Do "
+    "it within another context",
+}
+
 
 def _refuse(unknown: dict[str, str], model: nn.Module) -> None:
     """Raise an error for the first kind of them."""
     why = next(iter(unknown.values()))
     names = some([name for name, other in unknown.items() if other is why])
-    if why is RAW:
-        raise RuntimeError(
-            f"materialize_: to_empty() has replaced {names} by memory without values, and buffers likewise: leave it out, "
-            f"materialize_(model, device) gives them their memory"
-        )
-    if why is CHANGED:
-        raise RuntimeError(
-            f"materialize_: {names} changed after the xinit.deferred() context, with tensors of which nothing is known, such as "
-            f"the new rows of a resized embedding: do that within it, or within another one"
-        )
-    if why is EMPTIED:
-        raise RuntimeError(
-            f"materialize_: {names} have no elements any more, as under DeepSpeed's ZeRO-3: materialize_ the model first, and "
-            f"partition it then, by deepspeed.zero.Init(module=model) or deepspeed.initialize"
-        )
     sharded = any(is_sharded(parameter) and parameter.is_meta for parameter in model.parameters())
-    raise RuntimeError(
-        f"materialize_: nothing is known of {names}, on the meta device: built outside of xinit.deferred(), or put there "
-        f"since{', or sharded within it: shard a model after the context' if sharded else ''}? Do it within another context"
-    )
+    hint = ", or sharded within it: shard a model after the context" if sharded else ""
+    raise RuntimeError(f"materialize_: {_REFUSED[why].format(names=names, hint=hint)}")
 
 
 def materialize_(
@@ -168,8 +162,7 @@ def _materialize_(
         _tie(model, broken)
         targets = [target for target in targets if all(target is not other for _, other in broken)]
     if key is None:
-        drawn = Key.drawn(torch.default_generator)
-        key = Ranks(model.parameters(), "materialize_").first_key(drawn)
+        key = Ranks(model.parameters(), "materialize_").first_key(Key.drawn(torch.default_generator))
     if check:
         shapes = {target.name: target.tensor.shape for target in targets}
         Ranks(model.parameters(), "materialize_").check(key, shapes)
@@ -183,16 +176,24 @@ def _materialize_(
         tensor = target.tensor
         if is_sharded(tensor):
             return with_memory(tensor, torch.device("cpu") if id(tensor) in on_cpu else where)
-        return None if again else torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=where)
+        return None if again else memory_like(tensor, where)
 
     values = draw(targets, memory, where, key, "materialize_", progress)
+    _give(model, targets, values)
+    for tensor, value in moved:
+        tensor.data = value
+    purge()
+    return [target.name for target in targets if not target.written()]
+
+
+def _give(model: nn.Module, targets: list[Target], values: list[Tensor]) -> None:
+    """Give the targets their memory, and leave nothing of what deferred() has left with the model."""
     scripted = [
         (module, name, tensor)
         for module in model.modules()
         if isinstance(module, torch.jit.ScriptModule)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
     ]
-
     for target, value in zip(targets, values, strict=True):
         tensor: Any = target.tensor
         if is_sharded(tensor):
@@ -211,10 +212,6 @@ def _materialize_(
         module.__dict__.pop("_xinit_held", None)
     for module, name, tensor in scripted:
         setattr(module, name, tensor)  # it holds what the object was, not the object
-    for tensor, value in moved:
-        tensor.data = value
-    purge()
-    return [target.name for target in targets if not target.written()]
 
 
 def _broken_ties(model: nn.Module, targets: list[Target]) -> list[tuple[Target, Target]]:
