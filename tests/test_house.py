@@ -13,7 +13,7 @@ import pytest
 import xinit
 
 # From the bottom to the top; "" is the core, the modules of xinit/ itself.
-ROOMS = ("", "parameters", "parallel", "history", "lazy", "recipes", "models", "observe", "insight", "cli")
+ROOMS = ("", "parameters", "parallel", "observe", "history", "lazy", "recipes", "models", "insight", "cli")
 FLOORS = 4
 OUTSIDE = {"xinit", "xinit.__main__"}  # the doors: above all others
 

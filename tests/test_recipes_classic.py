@@ -46,6 +46,58 @@ def test_without_modules_relu_is_taken_to_follow_unless_a_batch_tells():
     assert stds(Functional(), xinit.recipes.xavier(activations=seen)) == pytest.approx([5 / 3 / 50**0.5, 1 / 50**0.5])
 
 
+def test_a_batch_tells_what_follows():
+    """Also where modules are made in another order than they run, and what follows is no module."""
+    model = nn.ModuleDict({"head": nn.Linear(50, 10), "one": nn.Linear(50, 50), "two": nn.Linear(50, 50)})
+    model.add_module("act", nn.Tanh())
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x, scale=1.0):
+            x = torch.nn.functional.gelu(self.parts["one"](x)) * scale
+            return self.parts["head"](self.parts["act"](self.parts["two"](x)))
+
+    net, x = Net(), torch.ones(2, 50)
+    gains = [1, xinit.calculate_gain("gelu"), 5 / 3]  # of head, one, two
+    for inputs in (x, (x,), (x, 2.0), {"x": x, "scale": 2.0}):
+        for recipe, fans in ((xinit.recipes.kaiming, (50, 50, 50)), (xinit.recipes.xavier, (30, 50, 50))):
+            expected = [gain / fan**0.5 for gain, fan in zip(gains, fans, strict=True)]
+            assert stds(net, recipe(inputs=inputs)) == pytest.approx(expected)
+    assert stds(net, "kaiming") != pytest.approx([gain / 50**0.5 for gain in gains])  # by the order of modules
+    state = torch.get_rng_state()
+    xinit.init_(net, xinit.recipes.kaiming("uniform", inputs=x), xinit.Key(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.parts["one"].weight.abs().max() < gains[1] * (3 / 50) ** 0.5
+    assert xinit.diagnose(net, xinit.normal_(torch.empty(64, 50), key=xinit.Key(1))).sound
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"inputs": torch.ones(2, 50), "activations": {}}, ValueError, "xavier: either inputs or activations"),
+        ({"inputs": torch.ones(2, 49)}, RuntimeError, "mat1 and mat2"),
+        ({"inputs": torch.full((2, 50), torch.nan)}, ValueError, "xavier: input 0 holds NaN or infinity"),
+        ({"inputs": ()}, ValueError, "xavier: without a batch"),
+        ({"activations": {"first.weight": "relo"}}, ValueError, "Unsupported nonlinearity relo"),
+        ({"activations": {"frist.weight": "relu"}}, ValueError, r"xavier: activations names frist\.weight"),
+    ],
+)
+def test_bad_batches_leave_the_model_as_it_was(options, error, words):
+    model = Functional()
+    before = xinit.fingerprint(model)
+    with pytest.raises(error, match=words):
+        xinit.init_(model, xinit.recipes.xavier(**options), xinit.Key(0))
+    assert xinit.fingerprint(model) == before
+    assert not model.first._forward_hooks
+    with torch.device("meta"):
+        model = Functional()
+    with pytest.raises(RuntimeError, match=r"kaiming: .* on the meta device"):
+        xinit.plan(model, xinit.recipes.kaiming(inputs=torch.ones(2, 50)))
+
+
 def test_what_the_model_makes_constant_is_not_overruled():
     class Zero(nn.Module):
         def __init__(self):

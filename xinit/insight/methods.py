@@ -44,35 +44,19 @@ def suited(layer: Layer, scale: float = 1.0, own_std: float | None = None) -> Me
     """
     if layer.is_embedding:
         return Method("normal", (), (("std", round(own_std or 1.0, 4)),))
-    kind = follows(layer)
+    kind = layer.activation
     axes = _axes(layer)
     if scale != 1 or axes:
-        gain = gain_of(kind) * scale
+        gain = _gain(kind) * scale
         return Method("variance_scaling", (round(gain * gain, 4), "fan_in", "normal"), axes)
     if kind is not None and not kind.rectifies and math.isfinite(kind.low + kind.high):
-        return Method("xavier_normal", (round(max(gain_of(kind), 1 / kind.slope), 4),))
-    return Method("kaiming_normal", (), (("nonlinearity", _named(kind)),))
+        return Method("xavier_normal", (round(max(_gain(kind), 1 / kind.slope), 4),))
+    return Method("kaiming_normal", (), (("nonlinearity", kind.nonlinearity if kind else "linear"),))
 
 
-def follows(layer: Layer) -> Activation | None:
-    """The activation that follows a layer, in the first call in which one does."""
-    return next((call.activation for call in layer.calls if call.activation is not None), None)
-
-
-def gain_of(kind: Activation | None) -> float:
+def _gain(kind: Activation | None) -> float:
     """What an activation calls for: by torch's table, or else so that it passes on what it gets."""
-    return calculate_gain(_named(kind))
-
-
-def _named(kind: Activation | None) -> str | float:
-    """What the argument ``nonlinearity`` is given: a name, or a number for what has none."""
-    if kind is None:
-        return "linear"
-    try:
-        calculate_gain(kind.name)
-    except ValueError:
-        return round(calculate_gain(kind.call), 4)
-    return kind.name
+    return 1.0 if kind is None else calculate_gain(kind.nonlinearity)
 
 
 def _axes(layer: Layer) -> tuple[tuple[str, Any], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from xinit.distributions import Distribution, normal, ones, zeros
-from xinit.insight.methods import follows, suited
+from xinit.insight.methods import suited
 from xinit.insight.weights import own_distribution
 from xinit.observe.flow import Layer, paths
 from xinit.observe.passes import watched
@@ -101,7 +101,7 @@ def recommend(model: nn.Module, *inputs: Any, **kwargs: Any) -> Recommendation:
             advice = name and _advice(layer, leaf, branches.get(layer, 1), layer in heads, own)
             if name and advice:
                 what, why = advice
-                kind = follows(layer) if parameter.dim() > 1 else None
+                kind = layer.activation if parameter.dim() > 1 else None
                 std = what.resolve(parameter.shape).std
                 found[name] = what, Advice(name, kind.name if kind else "", describe(what), std, why)
     return Recommendation(found)
@@ -116,7 +116,7 @@ def _advice(layer: Layer, leaf: str, branches: int, head: bool, own: OwnInit) ->
         return drawn or normal(std=0.02), "embedding, as its own code"
     if not layer.calls:
         return drawn or normal(std=0.02), "no product, as its own code"
-    kind = follows(layer)
+    kind = layer.activation
     if branches > 1:
         what = suited(layer, 1 / math.sqrt(branches)).distribution
         return what, f"1 of {branches} branches"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xinit.scaling import calculate_gain
+
 _REACH, _STEP = 40.0, 1 / 64  # of the values that a function is tried with
 _FLAT = 0.05  # of the steepest slope: what a gradient hardly comes through
 
@@ -35,6 +37,15 @@ class Activation:
     slope: float
     rectifies: bool
     call: Callable[[Tensor], Tensor]
+
+    @property
+    def nonlinearity(self) -> str | float:
+        """What the argument of that name is given: a name, or the gain of what has none."""
+        try:
+            calculate_gain(self.name)
+        except ValueError:
+            return round(calculate_gain(self.call), 4)
+        return self.name
 
 
 def probe(call: Callable[[Tensor], Tensor], name: str) -> Activation | None:

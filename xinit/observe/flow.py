@@ -42,6 +42,11 @@ class Layer:
     def kind(self) -> str:
         return type(self.module).__name__
 
+    @property
+    def activation(self) -> Activation | None:
+        """That follows it, in the first call in which one does."""
+        return next((call.activation for call in self.calls if call.activation is not None), None)
+
     def parameter_name(self, leaf: str) -> str:
         """The full name of one of its weights."""
         if self.name == "(model)":

@@ -42,7 +42,7 @@ from xinit.parameters.names import canonical_name, every_module
 from xinit.parameters.sites import Pattern, Predicate, depths, predicate
 from xinit.recipes.following import gains
 from xinit.recipes.torch_modules import resets_as, rule_of, scale_or_shift
-from xinit.scaling import ScalingDistribution
+from xinit.scaling import Nonlinearity, ScalingDistribution
 
 __all__ = ["gpt2", "kaiming", "llama", "mup", "torch", "vit", "xavier"]
 
@@ -362,7 +362,11 @@ def mup(
     return rules
 
 
-def xavier(distribution: ScalingDistribution = "uniform", activations: Mapping[str, str] | None = None) -> Recipe:
+def xavier(
+    distribution: ScalingDistribution = "uniform",
+    activations: Mapping[str, Nonlinearity] | None = None,
+    inputs: Any = None,
+) -> Recipe:
     """Xavier, or Glorot: every matrix with variance gain² · 2 / (fan_in + fan_out), by the gain of the activation that follows.
 
     Biases are zero, norms one and zero, embeddings standard normal. A matrix that is not known to be followed by an activation
@@ -370,8 +374,16 @@ def xavier(distribution: ScalingDistribution = "uniform", activations: Mapping[s
 
     Args:
         distribution: "uniform", "normal" or "truncated_normal".
-        activations: what follows, by the names of weights: ``xinit.recommend(model, batch).activations`` has seen it. By default
-            the order of modules tells; in a model without activations that are modules, ReLU follows each matrix but the last.
+        activations: what follows, by the names of weights, as the ``nonlinearity`` of :func:`xinit.kaiming_normal_`; for those
+            that are left out, nothing does.
+        inputs: a batch, to see what follows in one forward pass, as :func:`xinit.recommend` does: a tensor, a tuple of
+            arguments, or a mapping of those that have names. Without one, and without ``activations``, the order of modules
+            tells; in a model without activations that are modules, ReLU is taken to follow each matrix but the last.
+
+    Raises:
+        ValueError: for another distribution, or both ``inputs`` and ``activations``; by :func:`xinit.init_` and
+            :func:`xinit.plan`, for names of ``activations`` that the model lacks, and as :func:`xinit.recommend`, whose other
+            errors are raised then too.
 
     Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, equation 16.
 
@@ -381,10 +393,14 @@ def xavier(distribution: ScalingDistribution = "uniform", activations: Mapping[s
         >>> [round(row.std / 0.02**0.5, 4) for row in xinit.plan(model, "xavier", only="*.weight").rows]
         [1.6667, 1.0]
     """
-    return _classic("xavier", "fan_avg", distribution, activations)
+    return _classic("xavier", "fan_avg", distribution, activations, inputs)
 
 
-def kaiming(distribution: ScalingDistribution = "normal", activations: Mapping[str, str] | None = None) -> Recipe:
+def kaiming(
+    distribution: ScalingDistribution = "normal",
+    activations: Mapping[str, Nonlinearity] | None = None,
+    inputs: Any = None,
+) -> Recipe:
     """Kaiming, or He: every matrix with variance gain² / fan_in, by the gain of the activation that follows it.
 
     All else is as for :func:`xavier`, and so are the arguments.
@@ -396,17 +412,22 @@ def kaiming(distribution: ScalingDistribution = "normal", activations: Mapping[s
         >>> model = torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 10))
         >>> [round(row.std, 4) for row in xinit.plan(model, "kaiming", only="*.weight").rows]
         [0.2, 0.1414]
+        >>> recipe = xinit.recipes.kaiming(inputs=torch.ones(8, 50))  # one forward pass shows what follows
+        >>> torch.equal(xinit.init_(model, recipe, xinit.Key(0))[0].weight, xinit.init_(model, "kaiming", xinit.Key(0))[0].weight)
+        True
     """
-    return _classic("kaiming", "fan_in", distribution, activations)
+    return _classic("kaiming", "fan_in", distribution, activations, inputs)
 
 
 def _classic(
-    recipe: str, mode: str, distribution: ScalingDistribution, activations: Mapping[str, str] | None
+    recipe: str, mode: str, distribution: ScalingDistribution, activations: Mapping[str, Any] | None, inputs: Any
 ) -> Recipe:
     variance_scaling(1.0, "fan_in", distribution)  # which says what is wrong with it
+    if activations is not None and inputs is not None:
+        raise ValueError(f"{recipe}: either inputs or activations say what follows, but both were given")
 
     def rules(model: nn.Module) -> Rules:
-        known = gains(model, activations)
+        known = gains(recipe, model, activations, inputs)
 
         def weight(name: str, parameter: nn.Parameter, module: nn.Module) -> Distribution | None:
             unit = _fan_in_normal(name.rpartition(".")[2], module)

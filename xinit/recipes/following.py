@@ -1,28 +1,58 @@
-"""What follows a weight, as far as the order tells in which a model's modules were made."""
+"""What follows a weight: as a pass has shown, or as far as the order tells in which a model's modules were made."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from xinit.observe.passes import watched
 from xinit.parameters.names import canonical_name
+from xinit.parameters.sites import sites_of
 from xinit.scaling import calculate_gain
 
 _ACTIVATION = re.compile(r".*(relu|gelu|[cs]?elu|silu|swish|mish|tanh|sigmoid|softplus|softsign|activation)\d?", re.I)
 
 
-def gains(model: nn.Module, activations: Mapping[str, str] | None = None) -> dict[str, float]:
+def gains(recipe: str, model: nn.Module, activations: Mapping[str, Any] | None, inputs: Any) -> dict[str, float]:
     """The gain that each parameter calls for, by name; 1 where nothing that calls for another one is known to follow.
 
     Args:
+        recipe: who asks.
         model: the model.
-        activations: what follows, by the parameter's name; None to go by the order of modules. In a model that has none that are
-            modules, ReLU is taken to follow each but the last.
+        activations: what follows, by the parameter's name.
+        inputs: a batch, to see what follows; None, as ``activations`` is too, to go by the order of modules.
     """
-    if activations is not None:
-        return {name: calculate_gain(activation) for name, activation in activations.items()}
+    if inputs is not None:
+        return _seen(recipe, model, inputs)
+    if activations is None:
+        return _in_order(model)
+    names = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    if unknown := activations.keys() - names:
+        raise ValueError(
+            f"{recipe}: activations names {', '.join(sorted(unknown))}, which {type(model).__name__} lacks"
+        )
+    return {name: calculate_gain(activation) for name, activation in activations.items()}
+
+
+def _seen(recipe: str, model: nn.Module, inputs: Any) -> dict[str, float]:
+    """By what follows in a forward pass."""
+    kwargs = inputs if isinstance(inputs, Mapping) else {}
+    args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list | Mapping) else (inputs,)
+    layers = watched(recipe, model, args, kwargs).layers
+    found = {
+        id(parameter): calculate_gain(layer.activation.nonlinearity)
+        for layer in layers
+        if layer.activation is not None
+        for parameter in layer.weights.values()
+    }
+    return {site.name: found[id(site.parameter)] for site in sites_of(model, recipe) if id(site.parameter) in found}
+
+
+def _in_order(model: nn.Module) -> dict[str, float]:
+    """By the order of modules. In a model without activations that are modules, ReLU is taken to follow each but the last."""
     found: dict[str, float] = {}
     waiting: list[str] = []
     several = False
