@@ -35,6 +35,7 @@ from sharded_models import (
     losses,
     mesh_for,
     on_meta,
+    own_init,
     plain,
 )
 from torch import nn
@@ -1051,6 +1052,139 @@ def meshes_beside_each_other(world):
         model.layers["0"].w1.weight._local_tensor[0, 0] += 1
     with raises(RuntimeError, "layers.0.w1.weight" if dist.get_rank() in (1, 3) else "other ranks"):
         xinit.fingerprint(model)
+
+
+# ---- a model's own code ----
+
+
+def by_own_code(model, **options):
+    """The values of a model's own code, unsharded."""
+    with xinit.deferred():
+        whole = model()
+        own_init(whole, **options)
+    return xinit.materialize_(whole, key=KEY)
+
+
+@case(4, 2, 1)
+def own_code(world):
+    """After to_empty(), on whatever mesh, unchanged: the bits of the whole, no collective, and each element once."""
+    for kind, elementwise in product(("llama", "uneven"), (True, False)):
+        expected = by_own_code(MODELS[kind][0], elementwise=elementwise)
+        for layout, shard in LAYOUTS.items():
+            if (layout in ("fsdp+tp", "hsdp") and world != 4) or (kind == "uneven" and layout != "fsdp"):
+                continue
+            model = shard(on_meta(kind), mesh_for(layout, world)).to_empty(device="cpu")
+            for local in locals_of(model):
+                local.detach().fill_(float("nan"))
+            torch.manual_seed(dist.get_rank())
+            with Watched() as watched, xinit.accelerate(key=KEY, model=model) as left:
+                own_init(model, elementwise)
+            assert not left
+            assert watched.collectives == 0
+            if elementwise:
+                held = sum(local.numel() for local in locals_of(model))
+                assert watched.elements <= held + 24, (watched.elements, held)
+            assert_equal_models(model, expected, (kind, layout))
+            assert xinit.fingerprint(model) == xinit.fingerprint(expected)
+
+
+def local_rows(weight):
+    local = weight.to_local() if isinstance(weight, DTensor) else weight
+    local.detach().normal_(0, 3)
+
+
+def look(weight):
+    """At what is here, and at all of it."""
+    return (weight.to_local() if isinstance(weight, DTensor) else weight).tolist(), weight[2, 3].item()
+
+
+OWN = {
+    "normal_": lambda w: w.normal_(),
+    "twice": lambda w: (w.normal_(), w.uniform_(-1, 1)),
+    "kaiming_uniform_": lambda w: nn.init.kaiming_uniform_(w),
+    "data": lambda w: w.data.uniform_(),
+    "to_local": local_rows,
+    "detach": lambda w: w.detach().normal_(),
+    "rows": lambda w: (w.zero_(), w[1:3].normal_(), w[-1].fill_(2)),
+    "columns": lambda w: (w.normal_(), w.data[:, 1:4].uniform_()),
+    "transposed": lambda w: w.t().normal_(),
+    "factor": lambda w: (w.normal_(), w.mul_(0.3)),
+    "mask": lambda w: (w.normal_(), w.mul_(torch.rand_like(w) < 0.5)),
+    "xinit": lambda w: xinit.kaiming_normal_(w),
+    "looked at": lambda w: (w.uniform_(), look(w), w[1:3].zero_(), w.mul_(2)),
+}
+
+
+@case(4, 3, 2, 1)
+def own_code_of_one(world):
+    """Every way to draw into a sharded parameter."""
+    for mesh, where in placements(world):
+        for name, draw in OWN.items():
+            for shape in (13, 7), (5, 6):
+                whole = nn.Module()
+                whole.w = nn.Parameter(torch.zeros(shape))
+                sharded = nn.Module()
+                sharded.w = nn.Parameter(distribute_tensor(torch.zeros(shape), mesh, where, src_data_rank=None))
+                for model in whole, sharded:
+                    with torch.no_grad(), xinit.accelerate(key=KEY, model=model):
+                        draw(model.w)
+                assert same(sharded.w.detach().full_tensor(), whole.w.detach()), (name, where, shape)
+
+
+@case(4, 2)
+def own_code_by_generators(world):
+    """Without a key: as each of xinit's functions, from a key that all ranks take from the first one's generator."""
+    for mesh, where in placements(world):
+        for name in "uniform_", "normal_", "trunc_normal_":
+            drawn = []
+            for init in torch.nn.init, xinit:
+                torch.manual_seed(dist.get_rank())
+                sharded = distribute_tensor(torch.zeros(13, 7), mesh, where, src_data_rank=None)
+                with xinit.accelerate() as left:
+                    getattr(init, name)(sharded)
+                    sharded.mul_(2)
+                assert not left
+                drawn.append(sharded.full_tensor())
+            torch.manual_seed(0)  # of the first rank
+            whole = getattr(xinit, name)(torch.empty(13, 7)).mul_(2)
+            assert same(drawn[0], whole), (name, where)
+            assert same(drawn[1], whole), (name, where)
+    with warnings.catch_warnings(record=True) as caught, xinit.accelerate():
+        warnings.simplefilter("always")
+        distribute_tensor(torch.zeros(13, 7), mesh, where, src_data_rank=None).bernoulli_(0.5)
+    assert any("bernoulli_" in str(warning.message) for warning in caught)
+
+
+@case(4, 2)
+def own_code_refused(world):
+    """An error, and nothing is changed."""
+    mesh = init_device_mesh("cpu", (world,))
+
+    def model_of(*where):
+        model = nn.Module()
+        model.v = nn.Parameter(torch.zeros(4))
+        local = torch.zeros(3, 5)
+        model.w = nn.Parameter(DTensor.from_local(local, mesh, where or [Shard(0)], run_check=False))
+        return model
+
+    def refused(kind, needle, body, model):
+        with torch.no_grad(), raises(kind, needle), xinit.accelerate(key=KEY, model=model):
+            nn.init.normal_(model.v)
+            body(model)
+        assert not any(local.any() for local in locals_of(model))
+
+    refused(ValueError, "w: the placement", lambda model: model.w.normal_(), model_of(Partial()))
+    refused(ValueError, "from a generator", lambda m: m.w.normal_(generator=torch.Generator()), model_of())
+    refused(RuntimeError, "local tensor of w", lambda m: m.w.to_local().copy_(torch.randn(3, 5)), model_of())
+    refused(RuntimeError, "made of sharded parameters", lambda m: (m.w.normal_() * 2).sum().item(), model_of())
+    model = model_of()
+    view = model.w.detach().view(-1, 5)[:, :3]
+    refused(RuntimeError, "before the context", lambda m: view.normal_(), model)
+    model = model_of()
+    with raises(RuntimeError, "other tensors than when the context began"), xinit.accelerate(key=KEY, model=model):
+        nn.init.normal_(model.v)
+        model.w = nn.Parameter(model.w.detach().redistribute(mesh, [Replicate()]))
+    assert not model.v.any()
 
 
 # ---- processes ----

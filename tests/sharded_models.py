@@ -108,6 +108,43 @@ MODELS = {
 }
 
 
+def own_init(model, elementwise=True):
+    """A Llama's own code, as trainers have it: tied embeddings, stds by depth, a fused weight; and what is not elementwise."""
+    model.tok_embeddings.weight = model.output.weight
+    for i, layer in enumerate(model.layers.values()):
+        for weight in (layer.wk.weight, layer.w1.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        for weight in (layer.w2.weight, layer.w3.weight):
+            nn.init.trunc_normal_(weight, std=0.02 / (2 * (i + 1)) ** 0.5)
+        for norm in (layer.attention_norm, layer.ffn_norm):
+            norm.reset_parameters()
+        fuse(layer.wv.weight)
+        nn.init.kaiming_normal_(layer.wq.weight)
+        with torch.no_grad():
+            layer.wq.weight.div_((2 * (i + 1)) ** 0.5)
+        if elementwise:
+            nn.init.normal_(layer.wo.weight, std=0.1)
+        else:
+            nn.init.orthogonal_(layer.wo.weight, 1.5)
+            with torch.no_grad():
+                layer.w3.weight.div_(layer.w3.weight.norm())
+    nn.init.ones_(model.norm.weight)
+    std = model.output.weight.shape[1] ** -0.5
+    nn.init.trunc_normal_(model.output.weight, std=std, a=-3 * std, b=3 * std)
+    with torch.no_grad():
+        model.output.weight[37].zero_()
+
+
+def fuse(weight):
+    """Two draws, next to each other."""
+    rows, *rest = weight.shape
+    upper, lower = weight.new_empty(7, *rest), weight.new_empty(rows - 7, *rest)
+    nn.init.trunc_normal_(upper, std=0.02)
+    nn.init.xavier_uniform_(lower)
+    with torch.no_grad():
+        weight.copy_(torch.cat([upper.view(1, 7, *rest), lower.view(1, rows - 7, *rest)], dim=1).view(-1, *rest))
+
+
 def inputs(kind, batch=4):
     generator = torch.Generator().manual_seed(5)
     if kind != "conv":

@@ -148,6 +148,29 @@ def test_accelerate_agrees_with_the_constructor(model):
     outputs_agree(ours, references(model), forward)
 
 
+def own_code(model):
+    """All of it, once more."""
+    for module in model.modules():
+        getattr(module, "reset_parameters", getattr(module, "_reset_parameters", lambda: None))()
+    for part in (*model.modules(), *model.parameters()):
+        part.__dict__.pop("_is_hf_initialized", None)
+    model.init_weights()
+
+
+@models
+def test_accelerate_with_a_key_gives_what_materialize_gives(model):
+    with xinit.deferred():
+        wanted = MODELS[model][0]()
+        own_code(wanted)
+    wanted = dict(xinit.materialize_(wanted, key=KEY).named_parameters())
+    ours = MODELS[model][0]()
+    with xinit.accelerate(key=KEY, model=ours):
+        own_code(ours)
+    for name, parameter in ours.named_parameters():
+        # What is drawn into a weight that is computed from others is lost, as it is in torch.
+        assert ".parametrizations." in name or torch.equal(parameter, wanted[name]), name
+
+
 def test_each_parameter_is_drawn_once_and_by_its_name():
     """Though torch's constructor draws it, and transformers' again; and whatever stands before it."""
 

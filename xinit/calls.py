@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from xinit import _C
 from xinit._torch import not_compiled, without_modes
-from xinit.dtensor import check_view, first_words, is_sharded, pieces
+from xinit.dtensor import check_view, first_words, is_answered, is_sharded, pieces
 from xinit.guards import FLAG, ORIGINALS, check_kept, left_alone
 from xinit.keys import Key
 from xinit.subclasses import held
@@ -63,7 +63,10 @@ def fill(
     try:
         values = held(tensor, f"{op}: tensor")
         if is_sharded(values) and not hasattr(values, "_xinit_class"):  # a deferred one's class sees to it
-            _fill_shard(op, values, parameters, generator, key, window)
+            if is_answered() and key is None and window is None and not torch.compiler.is_compiling():
+                _overload(op)(values, *parameters, generator=generator)
+            else:
+                fill_shard(op, values, parameters, generator, key, window)
         else:
             _overload(op)(values, *parameters, generator=generator, **_place(op, key, window))
         if values is not tensor:
@@ -81,7 +84,7 @@ def _overload(op: str) -> Any:
 
 
 @not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")
-def _fill_shard(
+def fill_shard(
     op: str,
     tensor: Tensor,
     parameters: tuple[Any, ...],

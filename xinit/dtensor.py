@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from xinit._torch import base_of, identity_of, local_tensor, not_compiled, simulated_ranks, spec_of
 from xinit.subclasses import held
 from xinit.window import Window
+
+_thread = threading.local()
 
 Shape = tuple[int, ...]
 Runs = list[tuple[int, int]]  # of a local dimension, in its order: where each begins in the global one, and its length
@@ -158,6 +162,20 @@ def is_sharded(tensor: Any) -> bool:
         return False
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Within it, accelerate() answers this thread's calls of xinit's operators with a DTensor, which torch knows no rule for."""
+    before, _thread.answered = is_answered(), True
+    try:
+        yield
+    finally:
+        _thread.answered = before
+
+
+def is_answered() -> bool:
+    return getattr(_thread, "answered", False)
 
 
 def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | None]]:

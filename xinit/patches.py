@@ -11,6 +11,7 @@ from torch.nn import init
 
 from xinit._torch import trunc_normal
 from xinit.distributions import DTYPES
+from xinit.dtensor import is_answered, is_sharded
 from xinit.subclasses import plain
 
 _ops = torch.ops.xinit
@@ -61,7 +62,8 @@ _torch_trunc_normal_: Callable[..., Tensor]
 def _trunc_normal_(
     tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Generator | None = None
 ) -> Tensor:
-    if not truncated_normal_in_one_operator.here or not drawable(tensor) or tensor.is_complex():
+    seen = drawable(tensor) or (is_sharded(tensor) and is_answered())
+    if not truncated_normal_in_one_operator.here or not seen or tensor.is_complex():
         return _torch_trunc_normal_(tensor, mean, std, a, b, generator=generator)
     with torch.no_grad():
         _ops.trunc_normal_(tensor, mean, std, a, b, generator=generator)

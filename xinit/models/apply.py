@@ -12,10 +12,10 @@ from xinit.guards import loaded as is_loaded
 from xinit.guards import quiet, switched_off
 from xinit.keys import Key
 from xinit.models.buffers import Buffers, buffers_of
-from xinit.models.memory import check_memory, sharded_sites
+from xinit.models.memory import check_memory
 from xinit.models.steps import Rulebook, do, refuse
 from xinit.parallel.marks import refuse_parts
-from xinit.parallel.ranks import Ranks
+from xinit.parallel.ranks import Ranks, sharded_sites
 from xinit.parameters.names import canonical_name, modules_of
 from xinit.parameters.plans import Plan
 from xinit.parameters.sites import (

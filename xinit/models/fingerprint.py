@@ -12,8 +12,8 @@ from xinit.dtensor import pieces
 from xinit.fill import bar_of
 from xinit.keys import Key
 from xinit.models.buffers import as_floats, buffers_of
-from xinit.models.memory import check_memory, sharded_sites
-from xinit.parallel.ranks import Ranks
+from xinit.models.memory import check_memory
+from xinit.parallel.ranks import Ranks, sharded_sites
 from xinit.parameters.sites import some
 
 

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xinit.distributions import DTYPES
 from xinit.dtensor import is_sharded, local_of
-from xinit.parallel.ranks import reshard
-from xinit.parameters.sites import Site, sites_of, some
+from xinit.parameters.sites import Site, some
 from xinit.subclasses import held, holds_tensors, plain
-
-
-def sharded_sites(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
-    """Of a model with its parameters in shards, if it is sharded."""
-    if isinstance(model, nn.Module):
-        fully_sharded = sys.modules.get("torch.distributed.fsdp")
-        if fully_sharded and any(isinstance(m, fully_sharded.FullyShardedDataParallel) for m in model.modules()):
-            raise NotImplementedError(
-                f"{op}: FullyShardedDataParallel keeps parameters in flat pieces without their shapes: call {op} before it "
-                f"wraps the model, or use torch.distributed.fsdp.fully_shard"
-            )
-        reshard(model)
-    return sites_of(model, op, computed)
 
 
 def check_memory(op: str, sites: Iterable[Site]) -> None:

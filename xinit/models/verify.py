@@ -17,9 +17,9 @@ from xinit.history.storages import ordinary_tensors
 from xinit.keys import Key
 from xinit.lazy.draw import done_again, draw
 from xinit.lazy.targets import targets_of
-from xinit.models.memory import check_memory, sharded_sites
+from xinit.models.memory import check_memory
 from xinit.models.steps import Rulebook
-from xinit.parallel.ranks import Ranks
+from xinit.parallel.ranks import Ranks, sharded_sites
 from xinit.parameters.sites import Patterns, Site, selected, some
 from xinit.parameters.table import fold, paragraph, table
 from xinit.parameters.writes import Write, fill_writes_

@@ -14,6 +14,7 @@ from xinit._torch import fsdp_parameters, root_mesh
 from xinit.dtensor import first_words, is_sharded, simulated
 from xinit.keys import Key
 from xinit.parameters.names import every_module
+from xinit.parameters.sites import Site, sites_of
 
 
 class Ranks:
@@ -217,6 +218,19 @@ def _unequal(numbers: Tensor, mesh: Any, dim: int) -> Tensor:
     both = torch.stack((numbers, ~numbers)).to(mesh.device_type)  # ~x orders as -x does, without an overflow
     torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=mesh.get_group(dim))
     return both[0].cpu() != ~both[1].cpu()
+
+
+def sharded_sites(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
+    """Of a model with its parameters in shards, if it is sharded."""
+    if isinstance(model, nn.Module):
+        fully_sharded = sys.modules.get("torch.distributed.fsdp")
+        if fully_sharded and any(isinstance(m, fully_sharded.FullyShardedDataParallel) for m in model.modules()):
+            raise NotImplementedError(
+                f"{op}: FullyShardedDataParallel keeps parameters in flat pieces without their shapes: call {op} before it "
+                f"wraps the model, or use torch.distributed.fsdp.fully_shard"
+            )
+        reshard(model)
+    return sites_of(model, op, computed)
 
 
 def reshard(model: nn.Module) -> None:
