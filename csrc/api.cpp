@@ -36,6 +36,29 @@ at::Tensor fill(const char* op, at::Tensor tensor, const FillOptions& options, P
   return tensor;
 }
 
+c10::List<std::string> strings(const std::vector<std::string>& from) {
+  c10::List<std::string> list;
+  for (const std::string& text : from) list.push_back(text);
+  return list;
+}
+
+// The numbers of all tensors in a row, as the op takes them: those given, or, for a tensor that is whole, its own.
+template <class Whole>
+std::vector<int64_t> in_a_row(const char* what, at::TensorList tensors, const std::vector<std::vector<int64_t>>& given,
+                              Whole whole) {
+  std::vector<int64_t> row;
+  if (given.empty()) return row;
+  TORCH_CHECK_VALUE(given.size() == tensors.size(), "fill_many_: ", tensors.size(), " tensors take as many ", what,
+                    ", but found ", given.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const std::vector<int64_t> numbers = given[i].empty() ? whole(tensors[i]) : given[i];
+    TORCH_CHECK_VALUE(static_cast<int64_t>(numbers.size()) == tensors[i].dim(), "fill_many_: ", what, "[", i, "] has ",
+                      numbers.size(), " dimensions, but its tensor ", tensors[i].dim());
+    row.insert(row.end(), numbers.begin(), numbers.end());
+  }
+  return row;
+}
+
 }  // namespace
 
 at::Tensor uniform_(at::Tensor tensor, double a, double b, const FillOptions& options) {
@@ -75,12 +98,19 @@ at::Tensor variance_scaling_(at::Tensor tensor, double scale, std::string_view m
               batch_axis, groups);
 }
 
-void fill_many_(at::TensorList tensors, const std::vector<std::string>& distributions, at::ArrayRef<Key> keys) {
-  c10::List<std::string> described;
-  for (const std::string& distribution : distributions) described.push_back(distribution);
+void fill_many_(at::TensorList tensors, const std::vector<std::string>& distributions, at::ArrayRef<Key> keys,
+                const FillManyOptions& options) {
   std::vector<int64_t> words;
   for (const Key& key : keys) words.insert(words.end(), {word(key.seed), word(key.stream)});
-  torch::jit::Stack stack{tensors, described, words, c10::List<std::string>()};
+  const auto shape = [](const at::Tensor& tensor) { return tensor.sizes().vec(); };
+  const auto nowhere = [](const at::Tensor& tensor) { return std::vector<int64_t>(tensor.dim(), 0); };
+  torch::jit::Stack stack{tensors,
+                          strings(distributions),
+                          words,
+                          strings(options.names),
+                          in_a_row("global_shapes", tensors, options.global_shapes, shape),
+                          in_a_row("offsets", tensors, options.offsets, nowhere),
+                          options.batch_dims};
   const auto op = find("xinit::fill_many_");
   for (size_t i = stack.size(); i < op.schema().arguments().size(); ++i)
     stack.push_back(*op.schema().arguments()[i].default_value());

@@ -37,6 +37,24 @@ int main() {
   xinit::fill_many_({w, b}, {"normal(2.0, fan_out)", "constant(0.25)"}, {key, key.fold_in("b")});
   std::cout << "fill_many_ " << xinit::fingerprint({{"w", w}, {"b", b}, {"again", w}}) << "\n";
 
+  xinit::FillManyOptions parts;
+  parts.names = {"first", "second"};
+  parts.global_shapes = {{9, 8}, {}};
+  parts.offsets = {{2, 3}, {}};
+  xinit::fill_many_({w, b}, {"normal(1.0, fan_in)", "uniform(-1.0, 1.0)"}, {key, key}, parts);
+  std::cout << "parts " << xinit::fingerprint({{"w", w}, {"b", b}}) << "\n";
+  try {
+    xinit::fill_many_({w, b}, {"normal(0.0, 1.0)", "normal(0.0, -1.0)"}, {key, key}, parts);
+  } catch (const c10::Error& error) {
+    std::cout << "named " << error.what_without_backtrace() << "\n";
+  }
+  parts.offsets = {{2}, {}};
+  try {
+    xinit::fill_many_({w, b}, {"normal(0.0, 1.0)", "normal(0.0, 1.0)"}, {key, key}, parts);
+  } catch (const c10::Error& error) {
+    std::cout << "offsets " << error.what_without_backtrace() << "\n";
+  }
+
   auto generator = at::globalContext().defaultGenerator(at::kCPU).clone();
   generator.set_current_seed(5);
   xinit::FillOptions drawn;

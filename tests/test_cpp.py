@@ -1,6 +1,7 @@
 """xinit from C++: programs built by CMake against the torch and the xinit that are imported here, and what they print."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,10 +90,40 @@ target_link_libraries(api xinit::xinit)
     }
     xinit.fill_many_([w, b], [xinit.variance_scaling(4, "fan_out", "normal"), xinit.constant(0.25)], [key, key])
     expected["fill_many_"] = named(w=w, b=b)
+    xinit.fill_many_(
+        [w, b],
+        [xinit.variance_scaling(1, "fan_in", "normal"), xinit.uniform(-1, 1)],
+        [key, key],
+        [Window((9, 8), (2, 3)), None],
+    )
+    expected["parts"] = named(w=w, b=b)
+    expected["offsets"] = "fill_many_: offsets[0] has 1 dimensions, but its tensor 2"
     expected["generator"] = named(w=xinit.normal_(w, generator=torch.Generator().manual_seed(5)))
     expected["error"] = "normal expects std >= 0.0, but found std -1"
     expected["torch"] = xinit.build_info()["torch"]
+    named_error = found.pop("named")
+    assert "expects std >= 0.0" in named_error
+    assert "second" in named_error
     assert found == expected
+
+
+@pytest.mark.parametrize(("wanted", "there"), [("0.1", True), ("0.1.0 EXACT", True), ("0.0", False), ("1.0", False)])
+def test_versions(tmp_path, wanted, there):
+    """Of those before 1.0, each minor one may differ from those before it."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"""cmake_minimum_required(VERSION 3.18)
+project(version LANGUAGES NONE)
+set(Torch_FOUND TRUE)
+find_package(xinit {wanted} QUIET)
+message(STATUS "xinit ${{xinit_VERSION}} found: ${{xinit_FOUND}}")
+"""
+    )
+    arguments = [CMAKE, "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={xinit.cmake_prefix_path}"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    said = re.search(r"xinit (\S*) found: (\w+)", done.stdout)
+    assert (said[2] in ("1", "TRUE")) == there, done.stdout + done.stderr
+    if there:
+        assert said[1] == xinit.__version__
 
 
 def test_another_torch_is_said_to_be_one(tmp_path):

@@ -24,7 +24,8 @@ struct FillOptions {
   int64_t batch_dims = 0;  // leading dimensions over which tensors are stacked: no part of the fans
 };
 
-// Each fills a tensor in place, as under no_grad, and returns it.
+// Each fills a tensor in place, as under no_grad, and returns it. The ops' functional twins have no functions here:
+// they are for torch.compile to put in the ops' place, and fill at::empty_like(tensor).
 at::Tensor uniform_(at::Tensor tensor, double a = 0, double b = 1, const FillOptions& options = {});
 at::Tensor normal_(at::Tensor tensor, double mean = 0, double std = 1, const FillOptions& options = {});
 at::Tensor trunc_normal_(at::Tensor tensor, double mean = 0, double std = 1, double a = -2, double b = 2,
@@ -41,10 +42,19 @@ at::Tensor variance_scaling_(at::Tensor tensor, double scale = 1, std::string_vi
                              const FillOptions& options = {});
 double calculate_gain(std::string_view nonlinearity, double slope = 0.01);
 
+// Of many tensors: what errors call each; and, if some are parts of larger ones, those one's shapes, and where in them
+// the parts begin, both empty for a tensor that is whole. Nothing for all by default.
+struct FillManyOptions {
+  std::vector<std::string> names;
+  std::vector<std::vector<int64_t>> global_shapes, offsets;
+  int64_t batch_dims = 0;
+};
+
 // Tensor i, of those on one device, from distribution i and key i, all checked before the first changes. Distributions
 // are written as "uniform(a, b)", "normal(mean, std)", "truncated_normal(mean, std, a, b)" and "constant(value)"; of a
 // tensor's fans as "normal(gain, fan_in)", also uniform or truncated_normal, fan_out, fan_avg or fan_geo_avg.
-void fill_many_(at::TensorList tensors, const std::vector<std::string>& distributions, at::ArrayRef<Key> keys);
+void fill_many_(at::TensorList tensors, const std::vector<std::string>& distributions, at::ArrayRef<Key> keys,
+                const FillManyOptions& options = {});
 
 // 32 hexadecimal digits that tell a model's weights: what Python's fingerprint gives for parameters of these names. One
 // that is there twice counts once, under its first name.

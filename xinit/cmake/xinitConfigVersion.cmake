@@ -1,0 +1,11 @@
+# Which version this is, and whether it serves who asks for another: one with the same two first numbers, up to this one.
+file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/../libxinit.so" _xinit_built REGEX "^libxinit .* built with torch " LIMIT_COUNT 1)
+string(REGEX REPLACE "^libxinit ([0-9.]+) .*" "\\1" PACKAGE_VERSION "${_xinit_built}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" _xinit_here "${PACKAGE_VERSION}")
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" _xinit_wanted "${PACKAGE_FIND_VERSION}")
+if(_xinit_here STREQUAL _xinit_wanted AND NOT PACKAGE_FIND_VERSION VERSION_GREATER PACKAGE_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+endif()
+if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)
+  set(PACKAGE_VERSION_EXACT TRUE)
+endif()
