@@ -10,9 +10,9 @@
 #include <cmath>
 #include <unordered_map>
 
+#include "checked.h"
 #include "digest.h"
 #include "float_environment.h"
-#include "plan.h"
 #include "transforms.h"
 
 namespace xinit {
@@ -191,33 +191,34 @@ Shape member_of(const char* op, const Part& part, int64_t batch_dims) {
 }
 
 // Everything that can fail comes first; the fill is the first to touch the tensor or the generator.
-template <class MakePlan>
-void run(const Backend& backend, const Arguments& args, MakePlan make_plan) {
+template <class Check>
+void run(const Backend& backend, const Arguments& args, Check check) {
   const FloatEnvironment environment;
   check_tensor(args.op, args.self);
   const Source source = check_source(args);
   const auto part = part_of(args.op, args.self, args.global_shape, args.offsets);
   if (!part) return;
-  const Plan plan =
-      make_plan(Target{args.op, args.self.dtype(), dtype_of(args.self), member_of(args.op, *part, args.batch_dims)});
-  if (!plan || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
-  backend.fill(args.self, fills_of(args.self, *part, *plan), source);
+  const Checked drawn =
+      check(Target{args.op, args.self.dtype(), dtype_of(args.self), member_of(args.op, *part, args.batch_dims)});
+  if (!drawn || args.self.is_meta() || empty(part->whole)) return;  // an empty tensor draws nothing
+  backend.fill(args.self, fills_of(args.self, *part, *drawn), source);
 }
 
 template <class... Parameters>
-void implement(torch::Library& library, Backend backend, const char* op, Plan (*plan)(const Target&, Parameters...)) {
+void implement(torch::Library& library, Backend backend, const char* op,
+               Checked (*checked)(const Target&, Parameters...)) {
   using Ints = at::OptionalSymIntArrayRef;
   using Random = const std::optional<at::Generator>&;
   library.impl(op, [=](at::Tensor& self, Parameters... parameters, Random generator, Ints key, Ints global_shape,
                        Ints offsets, int64_t batch_dims) {
     run(backend, {op, self, generator, key, global_shape, offsets, batch_dims},
-        [&](const Target& target) { return plan(target, parameters...); });
+        [&](const Target& target) { return checked(target, parameters...); });
   });
   library.impl(twin(op).c_str(), [=](const at::Tensor& self, Parameters... parameters, Random generator, Ints key,
                                      Ints global_shape, Ints offsets, int64_t batch_dims) {
     at::Tensor filled = at::empty_like(self);
     run(backend, {op, filled, generator, key, global_shape, offsets, batch_dims},
-        [&](const Target& target) { return plan(target, parameters...); });
+        [&](const Target& target) { return checked(target, parameters...); });
     return filled;
   });
 }
@@ -227,11 +228,11 @@ using Number = double;
 
 template <int law, size_t... i>
 void implement_law(torch::Library& library, Backend backend, std::index_sequence<i...>) {
-  Plan (*plan)(const Target&, Number<i>...) = [](const Target& target, Number<i>... parameters) {
+  Checked (*checked)(const Target&, Number<i>...) = [](const Target& target, Number<i>... parameters) {
     const double all[] = {parameters...};
-    return plan_law(target, further_laws()[law], all);
+    return checked_law(target, further_laws()[law], all);
   };
-  implement(library, backend, further_laws()[law].op.c_str(), plan);
+  implement(library, backend, further_laws()[law].op.c_str(), checked);
 }
 
 template <int... law>
@@ -284,8 +285,8 @@ std::vector<Key> keys_of(const char* op, const Many& many) {
 }
 
 // Tensor i's fills, checked. Its dimensions begin there among those of all.
-void plan_one(const char* op, const Many& many, size_t i, Key key, size_t dim, const Description& description,
-              std::vector<Fill>& fills) {
+void add_fills(const char* op, const Many& many, size_t i, Key key, size_t dim, const Description& description,
+               std::vector<Fill>& fills) {
   const at::Tensor& self = many.tensors[i];
   check_tensor(op, self);
   TORCH_CHECK(self.device() == many.tensors[0].device(), op, ": all tensors must be on one device, but found ",
@@ -298,9 +299,9 @@ void plan_one(const char* op, const Many& many, size_t i, Key key, size_t dim, c
   check_part(op, part);
   if (empty(part.whole) && !description.fan.empty()) return;  // which has no fans
   const Shape member = member_of(op, part, many.batch_dims);
-  const Plan plan = plan_named({op, self.dtype(), dtype_of(self), member}, resolve(description, member));
+  const Checked drawn = checked_named({op, self.dtype(), dtype_of(self), member}, resolve(description, member));
   if (self.is_meta() || empty(part.local)) return;
-  for (Fill& fill : fills_of(self, part, *plan)) {
+  for (Fill& fill : fills_of(self, part, *drawn)) {
     fill.key = key;
     fills.push_back(fill);
   }
@@ -321,7 +322,7 @@ void fill_many(const Backend& backend, const Many& many) {
       auto found = known.find(many.distributions[i]);
       if (found == known.end())
         found = known.emplace(many.distributions[i], parse_description(op, many.distributions[i])).first;
-      plan_one(op, many, i, keys[i], dim, found->second, fills);
+      add_fills(op, many, i, keys[i], dim, found->second, fills);
     } catch (c10::Error& error) {
       error.add_context(many.names.empty() ? c10::str("tensor ", i) : many.names[i]);
       throw;
@@ -396,14 +397,14 @@ Dtype dtype_of(const at::Tensor& tensor) {
 }
 
 void register_ops(torch::Library& library, Backend backend) {
-  implement(library, backend, "uniform_", plan_uniform);
-  implement(library, backend, "normal_", plan_normal);
-  implement(library, backend, "trunc_normal_", plan_trunc_normal);
-  implement(library, backend, "xavier_uniform_", plan_xavier_uniform);
-  implement(library, backend, "xavier_normal_", plan_xavier_normal);
-  implement(library, backend, "kaiming_uniform_", plan_kaiming_uniform);
-  implement(library, backend, "kaiming_normal_", plan_kaiming_normal);
-  implement(library, backend, "variance_scaling_", plan_variance_scaling);
+  implement(library, backend, "uniform_", checked_uniform);
+  implement(library, backend, "normal_", checked_normal);
+  implement(library, backend, "trunc_normal_", checked_trunc_normal);
+  implement(library, backend, "xavier_uniform_", checked_xavier_uniform);
+  implement(library, backend, "xavier_normal_", checked_xavier_normal);
+  implement(library, backend, "kaiming_uniform_", checked_kaiming_uniform);
+  implement(library, backend, "kaiming_normal_", checked_kaiming_normal);
+  implement(library, backend, "variance_scaling_", checked_variance_scaling);
   implement_laws(library, backend, std::make_integer_sequence<int, FurtherLaws::count>());
   using Strings = const std::vector<std::string>&;
   library.impl("fill_many_", [=](at::TensorList tensors, Strings distributions, at::IntArrayRef keys, Strings names,

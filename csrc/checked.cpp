@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "checked.h"
 
 #include <c10/core/ScalarTypeToTypeMeta.h>
 #include <c10/util/Exception.h>
@@ -56,22 +56,22 @@ std::string kaiming_mode(std::string_view name) {
 }
 
 // Nothing, after torch's warning, where the tensor has no elements.
-Plan plan_scaled(const Target& target, std::string_view distribution, double gain, std::string_view mode,
-                 const Axes& axes = {}) {
+Checked checked_scaled(const Target& target, std::string_view distribution, double gain, std::string_view mode,
+                       const Axes& axes = {}) {
   if (empty(target.shape)) {
     TORCH_WARN("Initializing zero-element tensors is a no-op");
     return std::nullopt;
   }
   Fans fans = fans_of(target.shape, axes);
   const Fan fan = parse_fan(mode, fans);
-  return plan_named(target, scaled(distribution, gain, fans, fan));
+  return checked_named(target, scaled(distribution, gain, fans, fan));
 }
 
 // For all but Kaiming's: a shape that has no fans is an error also if it has no elements, as in torch.
-Plan plan_with_fans(const Target& target, std::string_view distribution, double gain, std::string_view mode,
-                    const Axes& axes = {}) {
+Checked checked_with_fans(const Target& target, std::string_view distribution, double gain, std::string_view mode,
+                          const Axes& axes = {}) {
   fans_of(target.shape, axes);
-  return plan_scaled(target, distribution, gain, mode, axes);
+  return checked_scaled(target, distribution, gain, mode, axes);
 }
 
 size_t axis_of(int64_t axis, size_t dims, const char* argument) {
@@ -82,7 +82,7 @@ size_t axis_of(int64_t axis, size_t dims, const char* argument) {
 
 }  // namespace
 
-Plan plan_uniform(const Target& target, double a, double b) {
+Checked checked_uniform(const Target& target, double a, double b) {
   check_real(target);
   check_in_range(target, "from", a);
   check_in_range(target, "to", b);
@@ -90,13 +90,13 @@ Plan plan_uniform(const Target& target, double a, double b) {
   return in_domain(target, [&] { return uniform(a, b, target.dtype); });
 }
 
-Plan plan_normal(const Target& target, double mean, double std) {
+Checked checked_normal(const Target& target, double mean, double std) {
   check_normal(target, mean, std);
   // The variance of a complex number is that of its real and its imaginary part together.
   return normal(mean, is_complex(target) ? std / std::sqrt(2.0) : std);
 }
 
-Plan plan_trunc_normal(const Target& target, double mean, double std, double a, double b) {
+Checked checked_trunc_normal(const Target& target, double mean, double std, double a, double b) {
   check_real(target);
   check_normal(target, mean, std);
   check_in_range(target, "a", a);
@@ -105,33 +105,35 @@ Plan plan_trunc_normal(const Target& target, double mean, double std, double a, 
   return in_domain(target, [&] { return truncated_normal(mean, std, a, b, target.dtype); });
 }
 
-Plan plan_law(const Target& target, const Law& law, const double* parameters) {
+Checked checked_law(const Target& target, const Law& law, const double* parameters) {
   check_real(target);
   for (size_t i = 0; i < law.parameters.size(); ++i) check_in_range(target, law.parameters[i], parameters[i]);
   return in_domain(target, [&] { return law.make(parameters); });
 }
 
-Plan plan_xavier_uniform(const Target& target, double gain) {
-  return plan_with_fans(target, "uniform", gain, "fan_avg");
+Checked checked_xavier_uniform(const Target& target, double gain) {
+  return checked_with_fans(target, "uniform", gain, "fan_avg");
 }
 
-Plan plan_xavier_normal(const Target& target, double gain) { return plan_with_fans(target, "normal", gain, "fan_avg"); }
-
-Plan plan_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return plan_scaled(target, "uniform", calculate_gain(nonlinearity, a), kaiming_mode(mode));
+Checked checked_xavier_normal(const Target& target, double gain) {
+  return checked_with_fans(target, "normal", gain, "fan_avg");
 }
 
-Plan plan_kaiming_normal(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
-  return plan_scaled(target, "normal", calculate_gain(nonlinearity, a), kaiming_mode(mode));
+Checked checked_kaiming_uniform(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
+  return checked_scaled(target, "uniform", calculate_gain(nonlinearity, a), kaiming_mode(mode));
 }
 
-Plan plan_variance_scaling(const Target& target, double scale, std::string_view mode, std::string_view distribution,
-                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
-                           int64_t groups) {
+Checked checked_kaiming_normal(const Target& target, double a, std::string_view mode, std::string_view nonlinearity) {
+  return checked_scaled(target, "normal", calculate_gain(nonlinearity, a), kaiming_mode(mode));
+}
+
+Checked checked_variance_scaling(const Target& target, double scale, std::string_view mode,
+                                 std::string_view distribution, c10::IntArrayRef in_axis, c10::IntArrayRef out_axis,
+                                 c10::IntArrayRef batch_axis, int64_t groups) {
   TORCH_CHECK_VALUE(scale >= 0 && std::isfinite(scale), target.op, ": scale must be finite and >= 0, but found ",
                     scale);
   const Axes axes{in_axis.vec(), out_axis.vec(), batch_axis.vec(), groups};
-  return plan_with_fans(target, distribution, std::sqrt(scale), mode, axes);
+  return checked_with_fans(target, distribution, std::sqrt(scale), mode, axes);
 }
 
 Named resolve(const Description& description, const Shape& shape) {
@@ -145,12 +147,12 @@ Named resolve(const Description& description, const Shape& shape) {
   return named;
 }
 
-Plan plan_named(const Target& target, const Named& named) {
+Checked checked_named(const Target& target, const Named& named) {
   const double* p = named.parameters;
-  if (named.name == "uniform") return plan_uniform(target, p[0], p[1]);
-  if (named.name == "normal") return plan_normal(target, p[0], p[1]);
-  if (named.name == "truncated_normal") return plan_trunc_normal(target, p[0], p[1], p[2], p[3]);
-  if (const Law* law = find_law(named.name)) return plan_law(target, *law, p);
+  if (named.name == "uniform") return checked_uniform(target, p[0], p[1]);
+  if (named.name == "normal") return checked_normal(target, p[0], p[1]);
+  if (named.name == "truncated_normal") return checked_trunc_normal(target, p[0], p[1], p[2], p[3]);
+  if (const Law* law = find_law(named.name)) return checked_law(target, *law, p);
   TORCH_CHECK_VALUE(named.name == "constant", target.op, ": unknown distribution ", named.name);
   check_in_range(target, "value", p[0]);
   return constant(p[0]);

@@ -16,7 +16,7 @@
 
 namespace xinit {
 
-// What a plan may ask of the tensor.
+// What a check may ask of the tensor.
 struct Target {
   const char* op;
   caffe2::TypeMeta type;
@@ -25,19 +25,19 @@ struct Target {
 };
 
 // No distribution: nothing is to be done.
-using Plan = std::optional<Distribution>;
+using Checked = std::optional<Distribution>;
 
-Plan plan_uniform(const Target&, double a, double b);
-Plan plan_normal(const Target&, double mean, double std);
-Plan plan_trunc_normal(const Target&, double mean, double std, double a, double b);
-Plan plan_law(const Target&, const Law&, const double* parameters);
-Plan plan_xavier_uniform(const Target&, double gain);
-Plan plan_xavier_normal(const Target&, double gain);
-Plan plan_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
-Plan plan_kaiming_normal(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
-Plan plan_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution,
-                           c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
-                           int64_t groups);
+Checked checked_uniform(const Target&, double a, double b);
+Checked checked_normal(const Target&, double mean, double std);
+Checked checked_trunc_normal(const Target&, double mean, double std, double a, double b);
+Checked checked_law(const Target&, const Law&, const double* parameters);
+Checked checked_xavier_uniform(const Target&, double gain);
+Checked checked_xavier_normal(const Target&, double gain);
+Checked checked_kaiming_uniform(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
+Checked checked_kaiming_normal(const Target&, double a, std::string_view mode, std::string_view nonlinearity);
+Checked checked_variance_scaling(const Target&, double scale, std::string_view mode, std::string_view distribution,
+                                 c10::IntArrayRef in_axis, c10::IntArrayRef out_axis, c10::IntArrayRef batch_axis,
+                                 int64_t groups);
 
 // Of a shape that has these axes. Without a fan it is as it was described.
 struct Named {
@@ -45,7 +45,7 @@ struct Named {
   double parameters[4];
 };
 Named resolve(const Description&, const Shape& shape);
-Plan plan_named(const Target&, const Named&);
+Checked checked_named(const Target&, const Named&);
 
 bool empty(const Shape& shape);
 // fan_in, fan_out, fan_avg, or fan_geo_avg, for which both fans become their geometric mean.
