@@ -83,7 +83,7 @@ def test_none_empty_and_meta_tensors():
         (torch.empty(3), xinit.Distribution("cauchy", (0.0, 1.0)), ValueError, "unknown distribution cauchy"),
         (torch.empty(3, 3), xinit.Distribution("normal", (1.0,), "fan_up"), ValueError, "Mode fan_up not supported"),
         (torch.empty(1, 3).expand(2, 3), xinit.normal(), RuntimeError, "single memory location"),
-        ([1.0], xinit.normal(), TypeError, "torch.Tensors, but found list at index 1"),
+        ([1.0], xinit.normal(), TypeError, "torch.Tensor, but found list at index 1"),
     ],
 )
 def test_an_error_leaves_all_tensors_as_they_were(bad, distribution, error, words):

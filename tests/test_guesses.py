@@ -12,6 +12,7 @@ from torch import nn
 
 import xinit
 from xinit import Key, recipes
+from xinit.recipes import guesses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = Key(20262).fold_in("guesses")
@@ -477,3 +478,25 @@ def test_equal_ends_make_no_constant():
     with torch.no_grad():
         model.weight[0, 0] = model.weight[-1, -1] = 0.0
     assert problems(model, "llama") == {}
+
+
+def signed_zeros():
+    return torch.tensor([0.0, 2.0, -1.0]).mul_(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (lambda: torch.full((3, 4), 0.5), 0.5),
+        (signed_zeros, 0.0),
+        (lambda: torch.full((6, 6), 2.0).t()[1:, ::2], 2.0),
+        (lambda: torch.tensor([1.0, 2.0, 1.0]), None),
+        (lambda: torch.tensor([1.0, 1.0, 2.0]), None),
+        (lambda: torch.full((3,), torch.nan), None),
+        (lambda: torch.ones(1), None),
+    ],
+)
+def test_the_value_that_all_elements_have(values, expected, dtype):
+    parameter = nn.Parameter(values().to(dtype))
+    assert guesses._constants([parameter]).get(id(parameter)) == expected

@@ -126,7 +126,7 @@ def test_uniform(dtype, a, b):
 
 @pytest.mark.parametrize(("a", "b"), UNIFORMS + UNIFORMS_32)
 def test_uniform_plan(a, b):
-    plan = _C.plan_uniform(a, b, "float32")
+    plan = _C.uniform(a, b, "float32")
     assert (plan["scale"], plan["shift"]) == uniform(a, b)
 
 
@@ -150,7 +150,7 @@ def test_normal():
 )
 def test_normal_scales_and_shifts_with_one_rounding(mean, std):
     z = sample(xinit.normal_).numpy()
-    plan = _C.plan_normal(mean, std)
+    plan = _C.normal(mean, std)
     assert (plan["scale"], plan["shift"]) == (np.float32(std), np.float32(mean))
     assert same(sample(xinit.normal_, mean=mean, std=std), torch.from_numpy(fma(np.float32(std), z, np.float32(mean))))
 

@@ -46,6 +46,19 @@ def fill(
         )
     ):
         return tensor
+    return _fill_any(op, function, tensor, parameters, generator, key, window)
+
+
+def _fill_any(
+    op: str,
+    function: Any,
+    tensor: Tensor,
+    parameters: tuple[Any, ...],
+    generator: Generator | None,
+    key: Key | None,
+    window: Window | None,
+) -> Tensor:
+    """The same, of tensors and arguments of every kind."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: tensor must be a torch.Tensor, but found {type(tensor).__name__}")
     if (
@@ -54,7 +67,7 @@ def fill(
         and (tensor.dim() > 1 or op.startswith("kaiming"))  # as torch, which looks at the fan first for others
         and (window is None or 0 in window.global_shape)
     ):
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
         return tensor
     if function is not None and left_alone(op, function, tensor):
         return tensor

@@ -19,6 +19,7 @@ from xinit.window import Window
 
 _fill_many_ = torch.ops.xinit.fill_many_.default
 _FILLS = frozenset((Distribution,))  # others take the whole
+_KEYS = frozenset((Key,))
 
 
 def fill_many_(
@@ -56,30 +57,22 @@ def fill_many_(
     for what, values in (("distributions", distributions), ("keys", keys), ("windows", windows), ("names", names)):
         if values is not None and len(values) != count:
             raise ValueError(f"fill_many_: {count} tensors take as many {what}, but found {len(values)}")
-    for what, values, kind in ("distributions", distributions, Distribution), ("keys", keys, Key):
-        if not {kind}.issuperset(map(type, values)) and not all(isinstance(value, kind) for value in values):
-            wrong = next(value for value in values if not isinstance(value, kind))
-            raise TypeError(
-                f"fill_many_: {what} must be of type xinit.{kind.__name__}, but found {type(wrong).__name__}"
-            )
-    if not PLAIN.issuperset(map(type, tensors)):
-        for i, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"fill_many_: tensors must be torch.Tensors, but found {type(tensor).__name__} at index {i}"
-                )
-        if any(map(is_sharded, tensors)) or any(map(wraps, tensors)):
-            _fill_many_parts_(tensors, distributions, keys, windows, names)
-            return
+    _check_types("tensors", tensors, Tensor, PLAIN)
+    _check_types("distributions", distributions, Distribution, _FILLS)
+    _check_types("keys", keys, Key, _KEYS)
+    if not PLAIN.issuperset(map(type, tensors)) and (any(map(is_sharded, tensors)) or any(map(wraps, tensors))):
+        _fill_many_parts_(tensors, distributions, keys, windows, names)
+        return
     if not _FILLS.issuperset(map(type, distributions)):
         _fill_many_wholes_(tensors, distributions, keys, windows, names)
         return
     described = {id(distribution): distribution for distribution in distributions}  # there are few of them
     texts = {at: distribution.description for at, distribution in described.items()}
     compiling = torch.compiler.is_compiling()
-    devices = [tensor.device for tensor in tensors]
-    for device in dict.fromkeys(devices):
-        indices = [i for i, other in enumerate(devices) if other == device]
+    devices: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        devices.setdefault(tensor.device, []).append(i)
+    for indices in devices.values():
         places = [] if windows is None else [_window(i, tensors[i], windows[i]) for i in indices]
         _fill_many_(
             [tensors[i] for i in indices],
@@ -91,6 +84,15 @@ def fill_many_(
             0,
             [word for i in indices for word in (len(keys[i].words), *keys[i].words)] if compiling else [],
         )
+
+
+def _check_types(what: str, values: Sequence[Any], kind: type, nearly_all: frozenset[Any]) -> None:
+    if nearly_all.issuperset(map(type, values)):
+        return
+    for i, value in enumerate(values):
+        if not isinstance(value, kind):
+            of = f"{'torch' if kind is Tensor else 'xinit'}.{kind.__name__}"
+            raise TypeError(f"fill_many_: {what} must be of type {of}, but found {type(value).__name__} at index {i}")
 
 
 @not_compiled("torch.compile cannot tell that a DTensor changes when xinit fills its local tensor")

@@ -249,11 +249,15 @@ def kaiming_uniform_(
         >>> bool((w.abs() < (6 / 200) ** 0.5).all())
         True
     """
+    slope, named = _slope(a, nonlinearity)
+    return fill("kaiming_uniform_", init.kaiming_uniform_, tensor, (slope, mode, named), generator, key, window)
+
+
+def _slope(a: float, nonlinearity: Nonlinearity) -> tuple[float, str]:
+    """As the operators take them: torch's names with their slope, and "gain" with the gain of anything else."""
     if not isinstance(nonlinearity, str) or nonlinearity not in TORCHS:
-        slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
-    else:
-        slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill("kaiming_uniform_", init.kaiming_uniform_, tensor, (slope, mode, nonlinearity), generator, key, window)
+        return gain_of(nonlinearity, a or None), "gain"
+    return a if type(a) is float else slope_of(a, nonlinearity), nonlinearity
 
 
 def kaiming_normal_(
@@ -284,11 +288,8 @@ def kaiming_normal_(
         >>> round(w.std().item(), 3), round((2 / 800) ** 0.5, 3)
         (0.05, 0.05)
     """
-    if not isinstance(nonlinearity, str) or nonlinearity not in TORCHS:
-        slope, nonlinearity = gain_of(nonlinearity, a or None), "gain"
-    else:
-        slope = a if type(a) is float else slope_of(a, nonlinearity)
-    return fill("kaiming_normal_", init.kaiming_normal_, tensor, (slope, mode, nonlinearity), generator, key, window)
+    slope, named = _slope(a, nonlinearity)
+    return fill("kaiming_normal_", init.kaiming_normal_, tensor, (slope, mode, named), generator, key, window)
 
 
 def variance_scaling_(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -34,7 +34,7 @@ def _signed(number: int) -> int:
 
 @constant_when_compiled
 def _fold(seed: int, stream: int, data: str | int) -> int:
-    return _C.fold_in(seed, stream, data.encode() if isinstance(data, str) else data)
+    return _C.fold_in(seed, stream, data)
 
 
 @constant_when_compiled
@@ -101,7 +101,7 @@ class Key:
             data = _unsigned("data", data, 0)
         if torch.compiler.is_compiling():
             return _Folded(self, data)
-        return Key(self.seed, _fold(self.seed, self.stream, data))
+        return _key(self.seed, _C.fold_in(self.seed, self.stream, data))
 
     @staticmethod
     def drawn(generator: torch.Generator) -> Key:
@@ -128,6 +128,18 @@ class Key:
     def words(self) -> tuple[int, ...]:
         """(seed, stream) as the signed 64-bit integers that ``torch.ops.xinit`` takes."""
         return _signed(self.seed), _signed(self.stream)
+
+
+def _key(seed: int, stream: int) -> Key:
+    """Of words that need no check: a model's parameters are many."""
+    key: Key = object.__new__(Key)
+    _seed.__set__(key, seed)
+    _stream.__set__(key, stream)
+    return key
+
+
+_slots: Any = Key
+_seed, _stream = _slots.seed, _slots.stream
 
 
 class _Folded(Key):

@@ -72,9 +72,29 @@ PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef method{"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL, nullptr};
+// (seed, stream, data): the new stream.
+PyObject* fold_in(PyObject*, PyObject* const* args, Py_ssize_t) {
+  const Key key{PyLong_AsUnsignedLongLong(args[0]), PyLong_AsUnsignedLongLong(args[1])};
+  if (PyUnicode_Check(args[2])) {
+    Py_ssize_t size = 0;
+    const char* const name = PyUnicode_AsUTF8AndSize(args[2], &size);
+    return name ? PyLong_FromUnsignedLongLong(key.fold_in({name, static_cast<size_t>(size)}).stream) : nullptr;
+  }
+  const uint64_t number = PyLong_AsUnsignedLongLong(args[2]);
+  return PyErr_Occurred() ? nullptr : PyLong_FromUnsignedLongLong(key.fold_in(number).stream);
+}
+
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyMethodDef fast(const char* name, Fast function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr};
+}
 
 }  // namespace
+
+PyObject* make_fold_in() {
+  static PyMethodDef method = fast("fold_in", fold_in);
+  return PyCFunction_New(&method, nullptr);
+}
 
 PyObject* make_calls() {
   static const std::vector<c10::OperatorHandle> handles = [] {
@@ -83,6 +103,7 @@ PyObject* make_calls() {
       found.push_back(c10::Dispatcher::singleton().findSchemaOrThrow(c10::str("xinit::", op.name).c_str(), ""));
     return found;
   }();
+  static PyMethodDef method = fast("call", call);
   PyObject* const made = PyDict_New();
   for (size_t i = 0; i < handles.size(); ++i) {
     PyObject* const handle = PyCapsule_New(const_cast<c10::OperatorHandle*>(&handles[i]), nullptr, nullptr);

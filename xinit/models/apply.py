@@ -16,7 +16,7 @@ from xinit.models.memory import check_memory
 from xinit.models.steps import Rulebook, do, refuse
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, sharded_sites
-from xinit.parameters.names import canonical_name, modules_of
+from xinit.parameters.names import Walk, canonical_name
 from xinit.parameters.plans import Plan
 from xinit.parameters.sites import (
     Patterns,
@@ -32,6 +32,7 @@ from xinit.parameters.sites import (
     skips,
     some,
     unwritten,
+    walk,
 )
 from xinit.recipes import Recipe
 from xinit.recipes.torch_modules import rule_of
@@ -113,32 +114,34 @@ def init_(
     """
     if not isinstance(key, Key):
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
-    every = sharded_sites(model, "init_", computed=True)
+    modules = walk(model, "init_")
+    every = sharded_sites(model, "init_", computed=True, modules=modules)
     if check:  # first, or a rank with an error of its own would leave the others waiting
         Ranks((site.parameter for site in every), "init_").check(
             key, {site.name: site.parameter.shape for site in every}
         )
-    sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(model)))
+    sites = selected(every, only, skip, "init_", (buffer.place for buffer in buffers_of(modules)))
     refuse_parts("init_", model, ((site.name, site.parameter) for site in sites), check)
     if switched_off():
         warnings.warn(
             "init_: the model is left as it is: this is where torch.nn.init's functions do nothing", stacklevel=2
         )
         return model
-    chosen = sites if loaded else [site for site in sites if not is_loaded(site.parameter)]
+    kept = set() if loaded else {id(site) for site in sites if is_loaded(site.parameter)}
+    chosen = [site for site in sites if id(site) not in kept]
     check_memory("init_", [part for site in chosen for part in site.parts])
     rules = Rulebook(recipe, model, "init_")
     steps = [rules.step(site, key) for site in sites]  # those of loaded ones too, to tell which patterns are of use
-    steps = [step for step in steps if loaded or not is_loaded(step.site.parameter)]
+    steps = [step for step in steps if id(step.site) not in kept]
     refuse(steps)
     skipped = skips(skip, "init_")
     left = lambda b: skipped(b) or (not loaded and is_loaded(b[1]))  # noqa: E731
-    untied = _untied(model)
-    buffers = Buffers(model, every, chosen, left, key, unwritten in patterns_of(only))
+    untied = _untied(modules)
+    buffers = Buffers(modules, every, chosen, left, key, unwritten in patterns_of(only))
     unset = _skipped_raw(every, selected(every, only, None, "init_"), sites) if skip is not None else []
     do(steps, key, progress)
-    kept = 0 if quiet() else len(sites) - len(chosen)
-    for words in _notes(untied, rules, every, unset, *buffers.write(), f"{kept} of {len(sites)}" if kept else ""):
+    loaded_ones = f"{len(kept)} of {len(sites)}" if kept and not quiet() else ""
+    for words in _notes(untied, rules, every, unset, *buffers.write(), loaded_ones):
         warnings.warn(f"init_: {words}", stacklevel=2)
     return model
 
@@ -243,13 +246,13 @@ def _skipped_raw(every: Sequence[Site], wanted: Sequence[Site], chosen: Sequence
     return [site.name for site in found]
 
 
-def _untied(model: nn.Module) -> list[str]:
+def _untied(modules: Walk) -> list[str]:
     """Parameters that ``to_empty`` has untied, as far as a model of transformers says which belong together."""
     found = []
-    for _, prefix, (*_, module) in modules_of(model):
-        for name, source in (module.__dict__.get("all_tied_weights_keys") or {}).items():
+    for _, prefix, path in modules:
+        for name, source in (path[-1].__dict__.get("all_tied_weights_keys") or {}).items():
             try:
-                pair = module.get_parameter(name), module.get_parameter(source)
+                pair = path[-1].get_parameter(name), path[-1].get_parameter(source)
             except AttributeError:
                 continue
             if pair[0] is not pair[1] and all(map(never_written, pair)):

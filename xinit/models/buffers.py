@@ -17,7 +17,7 @@ from xinit._torch import NormBase, not_persistent
 from xinit.dtensor import is_sharded
 from xinit.generators import governed
 from xinit.keys import Key
-from xinit.parameters.names import modules_of
+from xinit.parameters.names import Walk
 from xinit.parameters.sites import Place, Site, emptied, known_unwritten, mark_unwritten, never_written, raw
 from xinit.recipes.torch_modules import resets_as, rule_of
 
@@ -60,7 +60,7 @@ class Buffers:
     """What is to be done to a model's buffers when some of its parameters are drawn.
 
     Args:
-        model: before anything of it changes.
+        modules: of the model, before anything of it changes.
         every: the sites of all its parameters.
         chosen: those that are drawn.
         left: whether a buffer is to be left alone.
@@ -70,7 +70,7 @@ class Buffers:
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Walk,
         every: Sequence[Site],
         chosen: Sequence[Site],
         left: Callable[[Place], bool],
@@ -79,12 +79,11 @@ class Buffers:
     ) -> None:
         self.values: list[tuple[Tensor, Tensor | float]] = []
         self.unknown: list[Buffer] = []
-        self.unsure: set[Buffer] = (
-            set()
-        )  # of those, and of what is made anew: they may as well have been copied or sharded
+        # Of those, and of what is made anew: they may as well have been copied or sharded.
+        self.unsure: set[Buffer] = set()
         self.changed: list[Buffer] = []
         set_elsewhere = {id(module) for site in chosen if site.computed for module in site.computed.modules}
-        buffers = [b for b in buffers_of(model) if not left(b.place) and id(b.module) not in set_elsewhere]
+        buffers = [b for b in buffers_of(modules) if not left(b.place) and id(b.module) not in set_elsewhere]
         if not buffers or not every:
             return
         parameters = _Parameters({id(part.parameter) for site in chosen for part in site.parts})
@@ -170,10 +169,10 @@ class _Parameters:
         return [p for p, _ in self.within(buffer.path[0])]
 
 
-def buffers_of(model: nn.Module, meta: bool = False) -> Iterator[Buffer]:
+def buffers_of(modules: Walk, meta: bool = False) -> Iterator[Buffer]:
     """Those with elements and memory, or on the meta device, if these are wanted too; each once."""
     seen: set[int] = set()
-    for _, prefix, path in modules_of(model):
+    for _, prefix, path in modules:
         for leaf, tensor in path[-1]._buffers.items():
             if tensor is not None and (meta or not tensor.is_meta) and id(tensor) not in seen and tensor.numel():
                 seen.add(id(tensor))

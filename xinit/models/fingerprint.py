@@ -14,7 +14,7 @@ from xinit.keys import Key
 from xinit.models.buffers import as_floats, buffers_of
 from xinit.models.memory import check_memory
 from xinit.parallel.ranks import Ranks, sharded_sites
-from xinit.parameters.sites import some
+from xinit.parameters.sites import some, walk
 
 
 def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, buffers: bool = False) -> str:
@@ -55,7 +55,8 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
         >>> xinit.fingerprint(model) == before
         False
     """
-    sites = sharded_sites(model, "fingerprint")
+    modules = walk(model, "fingerprint")
+    sites = sharded_sites(model, "fingerprint", modules=modules)
     check_memory("fingerprint", sites)
     ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
     ranks.check_names({site.name: site.parameter for site in sites})
@@ -66,7 +67,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
         for i, tensor in enumerate(tensors)
         for part, where in _once(pieces(tensor, f"fingerprint: parameter {names[i]}"))
     ]
-    for buffer in buffers_of(model, meta=True) if buffers else ():
+    for buffer in buffers_of(modules, meta=True) if buffers else ():
         if buffer.tensor.is_meta:
             raise RuntimeError(f"fingerprint: buffer {buffer.name} is on the meta device, without memory")
         key = Key(0).fold_in(buffer.name).fold_in(str(buffer.tensor.dtype))

@@ -10,7 +10,7 @@ from torch import Tensor
 from xinit.distributions import DTYPES
 from xinit.dtensor import is_sharded, local_of
 from xinit.parameters.sites import Site, some
-from xinit.subclasses import held, holds_tensors, plain
+from xinit.subclasses import PLAIN, held, holds_tensors, plain
 
 
 def check_memory(op: str, sites: Iterable[Site]) -> None:
@@ -22,18 +22,18 @@ def check_memory(op: str, sites: Iterable[Site]) -> None:
         if parameter.is_meta:
             meta.append(name)
             continue
-        called = f"{op}: parameter {name}"
-        parameter = held(parameter, called)
-        if is_sharded(parameter):
-            parameter, boxes = local_of(parameter, called)
-            if not boxes and site.parameter.numel():
-                continue  # all of its elements are on other ranks
-        _check_kind(called, parameter)
-        if parameter.numel() == 0 and _empty_by_shape(site):
-            continue
-        elif not plain(parameter):
-            continue  # fake: a shape and a dtype, but no memory to share
-        elif parameter.numel() == 0 or parameter.untyped_storage().nbytes() == 0:
+        if type(parameter) not in PLAIN:
+            called = f"{op}: parameter {name}"
+            parameter = held(parameter, called)
+            if is_sharded(parameter):
+                parameter, boxes = local_of(parameter, called)
+                if not boxes and site.parameter.numel():
+                    continue  # all of its elements are on other ranks
+        _check_kind(op, name, parameter)
+        size = parameter.numel()
+        if (not size and _empty_by_shape(site)) or not plain(parameter):
+            continue  # the latter is fake: a shape and a dtype, but no memory to share
+        if not size or not parameter.untyped_storage().nbytes():
             empty.append(name)
         else:
             owner = owners.setdefault((parameter.device, parameter.data_ptr()), name)
@@ -53,17 +53,18 @@ def check_memory(op: str, sites: Iterable[Site]) -> None:
         )
 
 
-def _check_kind(called: str, parameter: Tensor) -> None:
-    if holds_tensors(parameter):
+def _check_kind(op: str, name: str, parameter: Tensor) -> None:
+    what = ""
+    if type(parameter) not in PLAIN and holds_tensors(parameter):
         kind = type(parameter).__name__
-        raise NotImplementedError(
-            f"{called} is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
-        )
-    if parameter.layout is not torch.strided:
-        raise NotImplementedError(f"{called} has layout {parameter.layout}; supported is torch.strided")
-    if parameter.dtype not in DTYPES:
+        what = f"is a {kind}; supported are plain tensors, DTensors of them, and wrappers of these"
+    elif parameter.layout is not torch.strided:
+        what = f"has layout {parameter.layout}; supported is torch.strided"
+    elif parameter.dtype not in DTYPES:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise NotImplementedError(f"{called} has dtype {parameter.dtype}; supported are {supported}")
+        what = f"has dtype {parameter.dtype}; supported are {supported}"
+    if what:
+        raise NotImplementedError(f"{op}: parameter {name} {what}")
 
 
 _SIZES = (

@@ -89,8 +89,9 @@ class Rulebook:
         try:
             step.what, source = self.what(site)
             if step.what is not None:
-                resolved = self.resolved(step.what, tuple(site.parameter.shape))
-                step.writes = _writes(site, resolved, key)
+                shape = tuple(site.parameter.shape)
+                resolved = self.resolved(step.what, shape)
+                step.writes = _writes(site, shape, resolved, key)
                 if source:
                     step.problem = self.judge.problem(site, step.what, resolved, source)
             else:
@@ -101,13 +102,13 @@ class Rulebook:
         return step
 
 
-def _writes(site: Site, what: What, key: Key) -> list[Write]:
-    shape = tuple(site.parameter.shape)
-    if site.parameter.dtype not in DTYPES:
-        raise ValueError(f"nothing can be drawn of dtype {site.parameter.dtype}: skip= it")
+def _writes(site: Site, shape: tuple[int, ...], what: What, key: Key) -> list[Write]:
+    dtype = site.parameter.dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"nothing can be drawn of dtype {dtype}: skip= it")
     writes = writes_of(site.name, shape, what, key)
-    for write in writes if site.parameter.is_complex() else ():
-        if not write.distribution.fits(site.parameter.dtype):
+    for write in writes if dtype.is_complex else ():
+        if not write.distribution.fits(dtype):
             raise ValueError(
                 f"it is complex, and takes normal distributions and constants, not {write.distribution}: put "
                 f"{{{glob(site.name)!r}: xinit.normal(std={write.distribution.std:.3g})}}, of the same variance, first"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from xinit._torch import fsdp_parameters, root_mesh
 from xinit.dtensor import first_words, is_sharded, simulated
 from xinit.keys import Key
-from xinit.parameters.names import every_module
-from xinit.parameters.sites import Site, sites_of
+from xinit.parameters.names import Walk, every_module
+from xinit.parameters.sites import Site, sites_of, walk
 
 
 class Ranks:
@@ -220,17 +220,19 @@ def _unequal(numbers: Tensor, mesh: Any, dim: int) -> Tensor:
     return both[0].cpu() != ~both[1].cpu()
 
 
-def sharded_sites(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
+def sharded_sites(model: nn.Module, op: str, computed: bool = False, modules: Walk | None = None) -> list[Site]:
     """Of a model with its parameters in shards, if it is sharded."""
-    if isinstance(model, nn.Module):
-        fully_sharded = sys.modules.get("torch.distributed.fsdp")
-        if fully_sharded and any(isinstance(m, fully_sharded.FullyShardedDataParallel) for m in model.modules()):
+    modules = walk(model, op) if modules is None else modules
+    if fsdp := sys.modules.get("torch.distributed.fsdp"):
+        kinds = {type(path[-1]) for *_, path in modules}
+        if any(issubclass(kind, fsdp.FullyShardedDataParallel) for kind in kinds):
             raise NotImplementedError(
                 f"{op}: FullyShardedDataParallel keeps parameters in flat pieces without their shapes: call {op} before it "
                 f"wraps the model, or use torch.distributed.fsdp.fully_shard"
             )
-        reshard(model)
-    return sites_of(model, op, computed)
+        if any(map(is_fully_sharded, kinds)):
+            reshard(model)
+    return sites_of(model, op, computed, modules)
 
 
 def reshard(model: nn.Module) -> None:
@@ -247,6 +249,8 @@ def offloaded(model: nn.Module) -> set[int]:
 
 def fully_sharded(model: nn.Module) -> list[Any]:
     """FSDP2's modules, which it gives a class of their own."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
     return [module for module in every_module(model) if is_fully_sharded(type(module))]
 
 

@@ -138,11 +138,14 @@ class _Original(Computed):
 def computed_of(module: nn.Module) -> dict[str, Computed]:
     """The weights of a module that are computed, by name."""
     found: dict[str, Computed] = {}
-    if "parametrizations" in module._modules and is_parametrized(module):  # a module is slow to say that it is not
+    hooks = pre_hooks(module)
+    if not hooks and "parametrizations" not in module._modules:  # as of nearly all
+        return found
+    if is_parametrized(module):
         for name, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
             if any(p is not None for p in steps._parameters.values()):
                 found[name] = _Parametrized(module, name)
-    for hook in pre_hooks(module).values():
+    for hook in hooks.values():
         name = pruned_name(hook) if hasattr(hook, "apply_mask") else getattr(hook, "name", None)
         if not isinstance(name, str):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -30,22 +30,28 @@ def canonical_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def modules_of(model: nn.Module, tied: bool = False) -> Iterator[tuple[str, str, tuple[nn.Module, ...]]]:
+Found = tuple[str, str, tuple[nn.Module, ...]]
+Walk = Sequence[Found]  # what modules_of gives, for several to go along
+
+
+def modules_of(model: nn.Module, tied: bool = False) -> Iterator[Found]:
     """The modules of a model, outer ones first: what the names of one's parameters begin with, with wrappers' parts and without,
     and the modules that it is in, itself the last. Each once; or, if asked for, under all of its names."""
     seen: set[int] = set()
-    todo: list[tuple[str, str, tuple[nn.Module, ...]]] = [("", "", (model,))]
+    todo: list[Found] = [("", "", (model,))]
     while todo:
-        full, prefix, path = todo.pop()
+        found = full, prefix, path = todo.pop()
         module = path[-1]
         if id(module) in seen:
             continue
         if not tied:
             seen.add(id(module))
-        yield full, prefix, path
+        yield found
         for part, child in reversed(module._modules.items()):
             if child is not None and child not in path:
-                todo.append((f"{full}{part}.", prefix if part in _WRAPPERS else f"{prefix}{part}.", (*path, child)))
+                inner = f"{full}{part}."
+                short = prefix if part in _WRAPPERS else inner if full is prefix else f"{prefix}{part}."
+                todo.append((inner, short, (*path, child)))
 
 
 def every_module(model: nn.Module) -> list[nn.Module]:
@@ -91,4 +97,4 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def version_of(tensor: Tensor) -> int:
     """How often it was written to; a tensor that was made in ``torch.inference_mode`` does not count that."""
-    return 0 if tensor.is_inference() else int(version(tensor))
+    return 0 if tensor.is_inference() else version(tensor)

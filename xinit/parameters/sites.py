@@ -17,8 +17,8 @@ from xinit._torch import local_tensor
 from xinit.dtensor import is_sharded
 from xinit.guards import loaded
 from xinit.parameters.computed import Computed, computed_of
-from xinit.parameters.names import modules_of, version_of
-from xinit.subclasses import plain
+from xinit.parameters.names import Walk, modules_of, version_of
+from xinit.subclasses import PLAIN, plain
 
 Predicate = Callable[[str, nn.Parameter, nn.Module], bool]
 Pattern = str | type[nn.Module] | Predicate
@@ -135,24 +135,38 @@ class Site:
 _EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
 
 
-def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
-    """All parameters, or, if asked for, computed weights instead of those that they are computed from."""
+def walk(model: nn.Module, op: str) -> Walk:
+    """The modules of a model under all of their names, gone along once for all that a function does to them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
+    return list(modules_of(model, tied=True))
+
+
+def sites_of(model: nn.Module, op: str, computed: bool = False, modules: Walk | None = None) -> list[Site]:
+    """All parameters, or, if asked for, computed weights instead of those that they are computed from.
+
+    Args:
+        modules: what :func:`walk` gives for the model, if that is there already.
+    """
     sites: dict[int, Site] = {}
     named: dict[str, Site] = {}
     parts: set[str] = set()
-    for _, prefix, (*_, module) in modules_of(model, tied=True):
-        weights = computed_of(module) if computed else {}
-        parts |= {prefix + leaf for weight in weights.values() for leaf in weight.parameters}
-        here: list[tuple[str, nn.Parameter | None]] = [*module._parameters.items()]
-        for leaf, parameter in [*((leaf, weight.like) for leaf, weight in weights.items()), *here]:
+    for _, prefix, path in walk(model, op) if modules is None else modules:
+        module = path[-1]
+        here: Iterable[tuple[str, nn.Parameter | None]] = module._parameters.items()
+        weights = computed_of(module) if computed else None
+        if weights:
+            parts.update(prefix + leaf for weight in weights.values() for leaf in weight.parameters)
+            here = [*((leaf, weight.like) for leaf, weight in weights.items()), *here]
+        for leaf, parameter in here:
             name = prefix + leaf
             if parameter is None or name in parts:
                 continue
             site = sites.get(id(parameter))
             if site is None:
-                site = sites[id(parameter)] = Site(name, parameter, module, computed=weights.get(leaf))
+                site = sites[id(parameter)] = Site(
+                    name, parameter, module, computed=weights.get(leaf) if weights else None
+                )
             elif name not in site.names:
                 site.tied += (name,)
             if named.setdefault(name, site) is not site:
@@ -161,7 +175,7 @@ def sites_of(model: nn.Module, op: str, computed: bool = False) -> list[Site]:
                 )
             if leaf == "weight" and isinstance(module, _EMBEDDINGS):
                 site.padding = site.padding if module.padding_idx is None else module.padding_idx
-    lazy = [site.name for site in sites.values() if is_lazy(site.parameter)]
+    lazy = [site.name for site in sites.values() if type(site.parameter) not in PLAIN and is_lazy(site.parameter)]
     if lazy:
         raise ValueError(
             f"{op}: {some(lazy)} of lazy modules have no shape yet: call the model once with an input first"

@@ -67,9 +67,11 @@ def writes_of(name: str, shape: Sequence[int], what: What, key: Key) -> list[Wri
     """
     whole = tuple(shape)
     if isinstance(what, Distribution):
-        # Of a shape without elements, nothing is drawn, so that it needs no fans.
-        distribution = what if 0 in whole and not what.fan else zeros() if 0 in whole else what.resolve(whole)
-        return [Write(distribution, key.fold_in(name), (0,) * len(whole), whole)]
+        if 0 not in whole:
+            what = what.resolve(whole)
+        elif what.fan:  # which it has not: nothing is drawn
+            what = zeros()
+        return [Write(what, key.fold_in(name), (0,) * len(whole), whole)]
     if isinstance(what, Rows):
         return _rows(name, whole, what, key)
     if not -len(whole) <= what.axis < len(whole):

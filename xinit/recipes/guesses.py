@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xinit import _C
 from xinit._torch import local_tensor, without_modes
 from xinit.distributions import Distribution, What, constant
 from xinit.dtensor import is_sharded
-from xinit.parameters.names import every_module, version_of
+from xinit.parameters.names import version_of
 from xinit.parameters.plans import describe
 from xinit.parameters.sites import Site, emptied, never_written, raw
 from xinit.recipes.own import Own, OwnInit
@@ -39,7 +40,6 @@ class Judge:
 
     def __init__(self, model: nn.Module) -> None:
         self.own = OwnInit(model)
-        self.model = model
         self.in_doubt: dict[str, None] = {}  # the classes whose constructors may set what a recipe was let decide
 
     def problem(self, site: Site, what: What, resolved: What, recipe: str) -> str:
@@ -49,7 +49,7 @@ class Judge:
         if "lora_" in site.name and _LORA.fullmatch(site.name):
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
         own, complete = self.own.of(site.parameter)
-        told = complete or _written(site.parameter)
+        told = complete or id(site.parameter) in self._written
         holds = not told and self._holds(site.parameter, resolved)
         if not told and (self._emptied or not holds):
             own = self.own.by_constructor(site.parameter) or own  # which may have called the methods, and gone on
@@ -76,19 +76,29 @@ class Judge:
     def _holds(self, parameter: nn.Parameter, what: Distribution) -> bool:
         """Whether a real parameter has the values already."""
         value = _constant(what)
-        return value is not None and not self._raw and _constants([parameter]).get(id(parameter)) == value
+        return value is not None and not self._raw and self._values.get(id(parameter)) == value
+
+    @cached_property
+    def _parameters(self) -> dict[int, nn.Parameter]:
+        """All of the model's, by id."""
+        return {id(p): p for module in self.own.modules for p in module._parameters.values() if p is not None}
+
+    @cached_property
+    def _written(self) -> dict[int, nn.Parameter]:
+        """Those that somebody wrote, but for recipes: memory of ``to_empty`` may be constant too."""
+        return {key: p for key, p in self._parameters.items() if _written(p)}
 
     @cached_property
     def _of_torch(self) -> list[nn.Parameter]:
         """The parameters of torch's modules, which write theirs as they are built."""
-        kinds: Any = {type(module) for module in every_module(self.model)}
+        kinds: set[Any] = {type(module) for module in self.own.modules}
         known = {kind for kind in kinds if rule_of(kind) is not None}
-        owned = (p for module in every_module(self.model) if type(module) in known for p in module._parameters.values())
+        owned = (p for module in self.own.modules if type(module) in known for p in module._parameters.values())
         return [p for p in owned if p is not None and not p.is_meta]
 
     @cached_property
     def _unwritten(self) -> list[nn.Parameter]:
-        return [*filter(never_written, self._of_torch or self.model.parameters())]
+        return [*filter(never_written, self._of_torch or self._parameters.values())]
 
     @cached_property
     def _emptied(self) -> bool:
@@ -99,15 +109,20 @@ class Judge:
         return raw(self._unwritten)
 
     @cached_property
+    def _values(self) -> dict[int, float]:
+        """Of those with one value in all elements, which; of raw memory nothing is asked."""
+        return _constants((self._written if self._raw else self._parameters).values())
+
+    @cached_property
     def _set(self) -> dict[int, float]:
         """The values of those that were set to one; also before they were sharded or copied, and are others since."""
-        copied = {key: value for key, value in self._copied.items() if value}
-        return copied | _constants(filter(_written, self.model.parameters()))
+        return {key: v for key, v in self._values.items() if key in self._written or self._copied.get(key)}
 
     @cached_property
     def _copied(self) -> dict[int, float]:
         """The same of those that nothing was written to. Zero says little: memory that was not used before is zero too."""
-        return {} if self._raw else _constants(filter(never_written, self._of_torch))
+        said = self._of_torch and not self._raw
+        return {id(p): self._values[id(p)] for p in self._unwritten if id(p) in self._values} if said else {}
 
     @staticmethod
     def _against(site: Site, what: Distribution, recipe: str, who: str, own: Own) -> str:
@@ -196,19 +211,21 @@ def _way_out(site: Site, own: Own, recipe: str) -> str:
 
 def _constants(parameters: Iterable[nn.Parameter]) -> dict[int, float]:
     """By id, the value of those of real, plain parameters whose elements, more than one and on this rank, all have the same."""
-    alike: dict[Any, list[tuple[int, Tensor]]] = {}
-    for p in parameters:
-        real = plain(here := _here(p)) and not p.is_meta and not p.is_inference()
-        if real and p.dtype.is_floating_point and here.numel() > 1 and here.untyped_storage().nbytes():
-            alike.setdefault((p.device, p.dtype), []).append((id(p), here))
+    here = [(id(p), local) for p in parameters if plain(local := _here(p))]
     found = {}
+    alike: dict[Any, list[tuple[int, Tensor]]] = {}
+    for i, told in _C.constants([local for _, local in here]):
+        key, local = here[i]
+        if told is None:
+            alike.setdefault((local.device, local.dtype), []).append(here[i])
+        else:
+            found[key] = told
     with torch.no_grad():
-        for (
-            group
-        ) in alike.values():  # a device is waited for once, and then for those whose first and last elements are equal
-            first, last = torch.stack([_ends(here) for _, here in group]).double().unbind(1)
-            for (key, here), value, other in zip(group, first.tolist(), last.tolist(), strict=True):
-                if value == other and bool((here.double() if here.dtype.itemsize == 1 else here).eq(value).all()):
+        # A device is waited for once, and then for those whose first and last elements are equal.
+        for group in alike.values():
+            first, last = torch.stack([_ends(local) for _, local in group]).double().unbind(1)
+            for (key, local), value, other in zip(group, first.tolist(), last.tolist(), strict=True):
+                if value == other and bool((local.double() if local.dtype.itemsize == 1 else local).eq(value).all()):
                     found[key] = value
     return found
 
@@ -226,7 +243,6 @@ def _ends(parameter: Tensor) -> Tensor:
 
 
 def _written(parameter: nn.Parameter) -> bool:
-    """Whether somebody wrote it, and it was not a recipe: memory of ``to_empty`` may be constant too."""
     version = version_of(parameter)
     return not parameter.is_meta and version > 0 and parameter.__dict__.get("_xinit_set") != version
 

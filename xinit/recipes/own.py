@@ -8,9 +8,10 @@ import io
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +71,23 @@ class OwnInit:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._known: dict[int, Own] | None = None
         self._built: dict[int, dict[int, Own]] = {}
-        self._places: dict[int, Place] = {}
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        return every_module(self.model)
+
+    @cached_property
+    def _pretrained(self) -> list[nn.Module]:
+        return [*pretrained(self.model)]
+
+    @cached_property
+    def _known(self) -> dict[int, Own]:
+        return _by_methods(self.model, [*_methods(self.modules, self._pretrained)])
+
+    @cached_property
+    def _places(self) -> dict[int, Place]:
+        return _places_of(self.model)
 
     def of(self, parameter: nn.Parameter) -> tuple[Own | None, bool]:
         """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
@@ -80,11 +95,11 @@ class OwnInit:
             return None, False
         if (record := record_of(parameter)) is not None:
             return own_of(record), True
-        if self._known is None:
-            self._known = _by_methods(self.model)
-            self._places = _places_of(self.model)
         own = self._known.get(id(parameter))
-        by_config = id(parameter) in self._places and self._places[id(parameter)].build is _by_config
+        if not self._pretrained:
+            return own, False
+        place = self._places.get(id(parameter))
+        by_config = place is not None and place.build is _by_config
         if own is None and by_config:
             own = self.by_constructor(parameter)
         return own, own is not None and by_config
@@ -139,6 +154,7 @@ def _look(parameter: nn.Parameter, own: Own | None) -> Own | None:
 
 
 Builder = Callable[[Any], nn.Module]
+Method = tuple[nn.Module, Callable[[Any], object]]
 
 
 class Place(NamedTuple):
@@ -157,9 +173,10 @@ def _places_of(model: nn.Module) -> dict[int, Place]:
         module, untold = todo.pop()
         build, told = _builder(module)
         untold = untold if told else (*untold, module)
+        place = Place(module, build, untold)
         for parameter in module._parameters.values() if build is None else module.parameters():
             if parameter is not None:
-                places.setdefault(id(parameter), Place(module, build, untold))
+                places.setdefault(id(parameter), place)
         if build is None:
             todo += [(child, untold) for child in module._modules.values() if child is not None]
     return places
@@ -173,23 +190,30 @@ def _builder(module: Any) -> tuple[Builder | None, bool]:
         return lambda module: type(module).from_config(module.config), True
     if type(module).__module__.startswith("timm.") and isinstance(getattr(module, "pretrained_cfg", None), dict):
         return _by_architecture, True  # but for its options
-    constructor: Any = type(module).__init__
-    if (getattr(constructor, "__module__", "") or "").startswith("torch."):  # None in what exec ran
+    kind: Any = type(module)
+    if (getattr(kind.__init__, "__module__", "") or "").startswith("torch."):  # None in what exec ran
         return None, True
-    try:
-        arguments = [*inspect.signature(constructor).parameters.items()][1:]
-    except (TypeError, ValueError):  # written in C
+    names = _arguments(kind)
+    if names is None:
         return None, False
-    given = {}
-    for name, argument in arguments:
-        given[name] = module.__dict__.get(name, module.__dict__.get(f"_{name}", _UNTOLD))
-        by_name = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
-        if given[name] is _UNTOLD or not by_name or isinstance(given[name], Tensor | nn.Module):
-            return None, False
+    given = {name: module.__dict__.get(name, module.__dict__.get(f"_{name}", _UNTOLD)) for name in names}
+    if any(value is _UNTOLD or isinstance(value, Tensor | nn.Module) for value in given.values()):
+        return None, False
     return lambda module: type(module)(**copy.deepcopy(given)), True
 
 
 _UNTOLD = object()
+
+
+@lru_cache  # of a model's modules, many are alike
+def _arguments(kind: Any) -> list[str] | None:
+    """The names of a constructor's arguments, if all of them can be given by name."""
+    try:
+        _, *arguments = inspect.signature(kind.__init__).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return None
+    by_name = all(argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY) for argument in arguments)
+    return [argument.name for argument in arguments] if by_name else None
 
 
 def _by_config(module: Any) -> nn.Module:
@@ -205,8 +229,13 @@ def _by_architecture(module: Any) -> nn.Module:
 
 def _is_pretrained(module: Any) -> bool:
     """Whether it is a model of transformers. By the class: a wrapper may pass attributes on."""
-    methods = "initialize_weights", "_init_weights"
-    return all(hasattr(type(module), name) for name in methods) and hasattr(module, "config")
+    kind: Any = type(module)
+    return _initializes(kind) and hasattr(module, "config")
+
+
+@lru_cache
+def _initializes(kind: Any) -> bool:
+    return hasattr(kind, "initialize_weights") and hasattr(kind, "_init_weights")
 
 
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
@@ -242,9 +271,8 @@ def _apart() -> Iterator[None]:
                 numpy.random.set_state(states[2])
 
 
-def _by_methods(model: nn.Module) -> dict[int, Own]:
+def _by_methods(model: nn.Module, methods: Sequence[Method]) -> dict[int, Own]:
     """What the model's methods write, by the ids of the model's parameters."""
-    methods = [*_methods(model)]
     if not methods:
         return {}
     try:
@@ -280,28 +308,28 @@ def _rebuilt(module: nn.Module, build: Builder) -> dict[tuple[str, torch.Size], 
         return {}
 
 
-def _methods(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[Any], object]]]:
-    """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor."""
-    theirs = [*pretrained(model)]
+def _methods(modules: Sequence[nn.Module], theirs: Sequence[nn.Module]) -> Iterator[Method]:
+    """The modules that set parameters by a method of their own, and how to call it, in the order of a constructor; of those in
+    models of transformers, these alone."""
     inside = {id(part) for module in theirs for part in every_module(module)}
-    others = [module for module in every_module(model) if id(module) not in inside]
-    for module in reversed(others):
-        if _callable(module, "reset_parameters", 0):
-            yield module, lambda twin: twin.reset_parameters()
-    for module in reversed(others):
-        if _callable(module, "_init_weights", 1):
-            yield module, lambda twin: twin.apply(twin._init_weights)
+    others = [module for module in reversed(modules) if id(module) not in inside]
+    for name, count, call in (
+        ("reset_parameters", 0, lambda twin: twin.reset_parameters()),
+        ("_init_weights", 1, lambda twin: twin.apply(twin._init_weights)),
+    ):
+        have = {kind for kind in {type(module) for module in others} if _has(kind, name, count)}
+        yield from ((module, call) for module in others if type(module) in have)
     for module in theirs:
         yield module, lambda twin: twin.initialize_weights()
 
 
-def _callable(module: nn.Module, name: str, arguments: int) -> bool:
+def _has(kind: type[nn.Module], name: str, arguments: int) -> bool:
     """Whether a class has a method of that name with so many arguments, which is none of torch's."""
-    method = getattr(type(module), name, None)
+    method = getattr(kind, name, None)
     if method is None or method.__module__.startswith("torch."):
         return False
     try:
-        inspect.signature(method).bind(module, *(module,) * arguments)
+        inspect.signature(method).bind(None, *(None,) * arguments)
     except (TypeError, ValueError):
         return False
     return True
