@@ -6,7 +6,7 @@ from torch import nn
 
 import xinit
 from xinit import Key, Window
-from xinit.parameters.names import canonical_name, tensors_of
+from xinit.parameters.names import canonical_name, modules_of, tensors_of
 from xinit.parameters.writes import Write, fill_writes_, writes_of
 
 KEY = Key(3)
@@ -108,12 +108,12 @@ def test_names_without_wrappers():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     expected = ["0.weight", "0.bias", "1.bias"]
-    assert [name for name, _ in tensors_of(nn.DataParallel(model))] == expected
+    assert [name for name, _ in tensors_of([*modules_of(nn.DataParallel(model))])] == expected
     compiled = nn.ModuleDict({"_orig_mod": model})  # as torch.compile wraps it
-    assert [name for name, _ in tensors_of(compiled)] == expected
+    assert [name for name, _ in tensors_of([*modules_of(compiled)])] == expected
 
 
 def test_two_parameters_of_one_canonical_name_are_an_error():
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "_orig_mod": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"module\.weight and _orig_mod\.weight are both weight"):
-        tensors_of(model)
+        tensors_of([*modules_of(model)])

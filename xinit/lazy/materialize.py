@@ -22,7 +22,7 @@ from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_u
 from xinit.lazy.targets import CHANGED, EMPTIED, OUTSIDE, RAW, places_of, targets_of
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
-from xinit.parameters.names import canonical_name, version_of
+from xinit.parameters.names import canonical_name, every_module, version_of
 from xinit.parameters.sites import mark_unwritten, some
 from xinit.subclasses import rewrap
 
@@ -188,9 +188,10 @@ def _materialize_(
 
 def _give(model: nn.Module, targets: list[Target], values: list[Tensor]) -> None:
     """Give the targets their memory, and leave nothing of what deferred() has left with the model."""
+    modules = every_module(model)
     scripted = [
         (module, name, tensor)
-        for module in model.modules()
+        for module in modules
         if isinstance(module, torch.jit.ScriptModule)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
     ]
@@ -207,7 +208,7 @@ def _give(model: nn.Module, targets: list[Target], values: list[Tensor]) -> None
             tensor.__dict__.pop(told, None)
         if not target.written():
             mark_unwritten(target.tensor)
-    for module in model.modules():
+    for module in modules:
         let_go(module)
         module.__dict__.pop("_xinit_held", None)
     for module, name, tensor in scripted:

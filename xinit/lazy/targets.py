@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from xinit.history.storages import history_of, is_raw, needed, now, ref
 from xinit.lazy.draw import Target
 from xinit.lazy.late import Late, left_of
 from xinit.lazy.shards import Shard, is_raw_shard, whole_of
-from xinit.parameters.names import modules_of, tensors_of
+from xinit.parameters.names import Walk, modules_of, tensors_of
 from xinit.subclasses import held
 
 
@@ -48,8 +49,9 @@ def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], d
         raise TypeError(f"{op}: model must be a torch.nn.Module, but found {type(model).__name__}")
     targets, real, unknown = [], [], dict[str, str]()
     places: dict[int, list[tuple[nn.Module, str]]] = {}
+    modules = list(modules_of(model))
     with DisableTorchFunction():  # or is_meta would say what deferred() has it say
-        for name, tensor in [*tensors_of(model), *_set_later(model)]:
+        for name, tensor in [*tensors_of(modules), *_set_later(modules)]:
             if not tensor.is_meta:
                 real.append(tensor)
                 if is_sharded(tensor):
@@ -79,15 +81,23 @@ def targets_of(model: nn.Module, op: str) -> tuple[list[Target], list[Tensor], d
     return targets, real, unknown
 
 
-def _set_later(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _set_later(modules: Walk) -> Iterator[tuple[str, Tensor]]:
     """What modules hold as attributes since the context, made of what has no memory."""
     seen: set[int] = set()
-    for _, prefix, (*_, module) in modules_of(model):
-        known = {id(tensor) for _, tensor in module.__dict__.get("_xinit_held", ())}
-        for name, value in module.__dict__.items():
+    for _, prefix, path in modules:
+        attributes = path[-1].__dict__
+        if not any(map(_is_late, set(map(type, attributes.values())))):
+            continue
+        known = {id(tensor) for _, tensor in attributes.get("_xinit_held", ())}
+        for name, value in attributes.items():
             if isinstance(value, Late) and id(value) not in known | seen:
                 seen.add(id(value))
                 yield prefix + name, value  # type: ignore[misc]
+
+
+@lru_cache(1024)  # the attributes of a model's modules are many, and of few classes
+def _is_late(kind: type) -> bool:
+    return issubclass(kind, Late)
 
 
 OUTSIDE = "on the meta device, built outside of deferred()"

@@ -66,7 +66,7 @@ def every_module(model: nn.Module) -> list[nn.Module]:
     return list(seen)
 
 
-def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+def tensors_of(modules: Walk) -> list[tuple[str, Tensor]]:
     """A model's parameters and then its buffers, each once, with the first of its names, without wrappers' parts; and then what
     else :func:`xinit.deferred` has found its modules to hold.
 
@@ -77,7 +77,8 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     buffers: list[tuple[str, Tensor]] = []
     others: list[tuple[str, Tensor]] = []
     seen: set[int] = set()
-    for full, prefix, (*_, module) in modules_of(model):
+    for full, prefix, path in modules:
+        module = path[-1]
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))

@@ -93,7 +93,8 @@ class OwnInit:
         """What its own init gives a parameter, None if that is not known; and whether nothing else can have written it since."""
         if is_deferring():
             return None, False
-        if (record := record_of(parameter)) is not None:
+        real = type(parameter) is nn.Parameter and not parameter.is_meta
+        if not real and (record := record_of(parameter)) is not None:
             return own_of(record), True
         own = self._known.get(id(parameter))
         if not self._pretrained:
