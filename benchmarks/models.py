@@ -7,7 +7,7 @@ recipe into empty memory. Memory is cold: it goes back to the kernel between run
 does the yardstick, which fills tensors of the parameters' sizes with a constant. The peak is that of the process above where it
 stood before, over the parameters' bytes. The weights are checked before anything is timed. The models are transformers', from
 their configurations. Last, what each parameter costs whatever its size: those of a Llama of 8 B parameters, made tiny, so that
-nothing but Python takes time; on a GPU this comes before the one launch.
+nothing but Python takes time, of the processor, the least of many runs; on a GPU this comes before the one launch.
 """
 
 import argparse
@@ -144,18 +144,17 @@ def overhead(rounds):
     tiny = LLAMA_8B._replace(hidden=8, intermediate=8, heads=4, kv_heads=2, vocabulary=8)
     times = {"deferred": [], "materialize_": [], "init_": []}
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.thread_time()  # what others on the machine take does not count
         with xinit.deferred():
             model = Llama(tiny)
-        built = time.perf_counter()
+        built = time.thread_time()
         xinit.materialize_(model, "cpu", KEY)
-        drawn = time.perf_counter()
+        drawn = time.thread_time()
         xinit.init_(model, "torch", KEY)
-        for taken, took in zip(
-            times.values(), (built - start, drawn - built, time.perf_counter() - drawn), strict=True
-        ):
-            taken.append(took / len(list(model.parameters())) * 1e6)
-    return {step: median(taken) for step, taken in times.items()}
+        took = built - start, drawn - built, time.thread_time() - drawn
+        for taken, seconds in zip(times.values(), took, strict=True):
+            taken.append(seconds / len(list(model.parameters())) * 1e6)
+    return {step: min(taken) for step, taken in times.items()}
 
 
 def print_table(record):
@@ -199,7 +198,10 @@ def main():
             print_table(records[-1])
             broken += failures(records[-1])
     costs = overhead(10 * args.rounds)
-    print("\nmicroseconds a parameter, whatever its size:", ", ".join(f"{step} {us:.1f}" for step, us in costs.items()))
+    print(
+        "\nmicroseconds of the processor a parameter, whatever its size:",
+        ", ".join(f"{step} {us:.1f}" for step, us in costs.items()),
+    )
     if args.save:
         timing.write({"machine": machine, "models": records, "overhead": costs}, timing.RESULTS / "models.json")
     print(*broken, sep="\n")
