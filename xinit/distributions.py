@@ -228,6 +228,12 @@ def _scaled(
     return Distribution(name, (gain,), fan, *axes, groups)
 
 
+def _xavier(op: str, name: str, gain: float, *axes: Any) -> Distribution:
+    (number,) = numbers(op, gain=gain)
+    _check(op, number)
+    return _scaled(op, name, number, "fan_avg", *axes)
+
+
 def _kaiming(op: str, name: str, a: float, mode: str, nonlinearity: Nonlinearity, *axes: Any) -> Distribution:
     (slope,) = numbers(op, a=a)
     mode = _string(op, "mode", mode).lower()
@@ -273,9 +279,7 @@ def xavier_uniform(
     gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axis: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's uniform distribution, as :func:`xinit.xavier_uniform_` draws it; axes as in :class:`Distribution`."""
-    (number,) = numbers("xavier_uniform", gain=gain)
-    _check("xavier_uniform", number)
-    return _scaled("xavier_uniform", "uniform", number, "fan_avg", in_axis, out_axis, batch_axis, groups)
+    return _xavier("xavier_uniform", "uniform", gain, in_axis, out_axis, batch_axis, groups)
 
 
 @factory
@@ -283,9 +287,7 @@ def xavier_normal(
     gain: float = 1.0, *, in_axis: Axes = 1, out_axis: Axes = 0, batch_axis: Axes = (), groups: int = 1
 ) -> Distribution:
     """Xavier's normal distribution, as :func:`xinit.xavier_normal_` draws it; axes as in :class:`Distribution`."""
-    (number,) = numbers("xavier_normal", gain=gain)
-    _check("xavier_normal", number)
-    return _scaled("xavier_normal", "normal", number, "fan_avg", in_axis, out_axis, batch_axis, groups)
+    return _xavier("xavier_normal", "normal", gain, in_axis, out_axis, batch_axis, groups)
 
 
 @factory
@@ -307,8 +309,7 @@ def kaiming_uniform(
         >>> experts.resolve((8, 64, 24))
         Distribution(uniform, a=-0.5, b=0.5)
     """
-    axes = in_axis, out_axis, batch_axis, groups
-    return _kaiming("kaiming_uniform", "uniform", a, mode, nonlinearity, *axes)
+    return _kaiming("kaiming_uniform", "uniform", a, mode, nonlinearity, in_axis, out_axis, batch_axis, groups)
 
 
 @factory
@@ -326,8 +327,7 @@ def kaiming_normal(
 
     JAX's and Keras's ``he_normal`` is truncated: ``variance_scaling(2.0, "fan_in", "truncated_normal")``.
     """
-    axes = in_axis, out_axis, batch_axis, groups
-    return _kaiming("kaiming_normal", "normal", a, mode, nonlinearity, *axes)
+    return _kaiming("kaiming_normal", "normal", a, mode, nonlinearity, in_axis, out_axis, batch_axis, groups)
 
 
 @factory

@@ -136,7 +136,7 @@ def torch() -> Recipe:
     return rules
 
 
-# ---- what the transformers' recipes share: norms by type or name, biases, and everything with two dimensions or more ----
+# ---- what the recipes below share: norms by type or name, biases, and everything with two dimensions or more ----
 
 _NORM = re.compile(r".*(layer|rms|batch|group|instance)norm.*|.*norm(\d?d)?")
 _NORM_NAME = re.compile(r".*norm\d*|ln|ln_?\w{1,2}")
@@ -159,7 +159,7 @@ def _matrix(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     return parameter.dim() >= 2
 
 
-def _transformer(recipe: str, rules: Rules, matrix: Distribution) -> Rules:
+def _known(recipe: str, rules: Rules, matrix: Value) -> Rules:
     return Known(recipe, {nn.Module: _norm, _bias: zeros(), **rules, _matrix: matrix})
 
 
@@ -219,7 +219,7 @@ def gpt2(
         if residual and not names:
             raise ValueError(f"gpt2: no parameter's name matches residual={tuple(residual)}; pass () to scale none")
         depth = depths(model, names, layers)
-        return _transformer(
+        return _known(
             "gpt2",
             {
                 is_residual: lambda name, parameter, module: normal(std=std / sqrt(2 * depth(name))),
@@ -249,7 +249,7 @@ def llama(std: float = 0.02) -> Recipe:
         >>> [(row.name, row.method, row.std) for row in xinit.plan(model, xinit.recipes.llama()).rows]
         [('wq.weight', 'normal', 0.02), ('norm.weight', 'ones', 0.0)]
     """
-    return _transformer("llama", {}, normal(std=std))
+    return _known("llama", {}, normal(std=std))
 
 
 def vit(std: float = 0.02, bound: float = 2.0) -> Recipe:
@@ -271,7 +271,7 @@ def vit(std: float = 0.02, bound: float = 2.0) -> Recipe:
         >>> round(model.weight.std().item(), 4), bool((model.weight.abs() <= 0.04).all())
         (0.0176, True)
     """
-    return _transformer("vit", {_any(("*mask_token",), "vit"): zeros()}, trunc_normal(std=std, a=-bound, b=bound))
+    return _known("vit", {_any(("*mask_token",), "vit"): zeros()}, trunc_normal(std=std, a=-bound, b=bound))
 
 
 OUTPUTS = (
@@ -350,14 +350,7 @@ def mup(
                 f"mup: {', '.join(shared)} is tied to an embedding, and no scale is right for both: untie them, or multiply the "
                 f"model's outputs by 1 / width and pass recipes.mup(tied=True)"
             )
-        patterns: Rules = {
-            nn.Module: _norm,
-            _bias: zeros(),
-            embedding: normal(std=embedding_std),
-            is_output: output,
-            _matrix: weight,
-        }
-        return Known("mup", patterns)
+        return _known("mup", {embedding: normal(std=embedding_std), is_output: output}, weight)
 
     return rules
 
@@ -436,16 +429,7 @@ def _classic(
             unit = unit or variance_scaling(1.0, "fan_in", "normal")
             return replace(unit, name=distribution, fan=mode, parameters=(known.get(name, 1.0),))
 
-        return Known(
-            recipe,
-            {
-                nn.Module: _norm,
-                _bias: zeros(),
-                nn.Embedding: normal(),
-                nn.EmbeddingBag: normal(),
-                _matrix: weight,
-            },
-        )
+        return _known(recipe, {nn.Embedding: normal(), nn.EmbeddingBag: normal()}, weight)
 
     return rules
 
