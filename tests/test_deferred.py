@@ -368,6 +368,45 @@ def test_bounds_too_far_to_matter_leave_one_fill(bound):
     assert abs(xinit.materialize_(model, key=KEY).weight.std() / 0.25 - 1) < 0.15  # five standard errors of 600
 
 
+# What is no fill of boxes: done again, and as eagerly.
+AGAIN = {
+    "the diagonal": lambda w: w.zero_().diagonal().fill_(3),
+    "views that overlap": lambda w: w.zero_().view(-1).unfold(0, 4, 1)[3:5].fill_(3),
+    "no rows": lambda w: w.fill_(2)[3:3].fill_(3),
+    "columns of a flat view": lambda w: w.zero_().view(-1)[5:90].fill_(3),
+    "data beside zeros": lambda w: w.copy_(torch.cat([w[:10].zero_(), torch.arange(400.0).view(20, 20)])),
+    "half of it scaled": lambda w: w.fill_(1)[:15].mul_(2),
+    "clamped ones": lambda w: w.fill_(1).clamp_(max=0.5),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_views_and_operators_of_any_kind(name):
+    expected = torch.empty(30, 20)
+    AGAIN[name](expected)
+    assert torch.equal(drawn(with_weight(AGAIN[name])).weight, expected)
+
+
+@pytest.mark.parametrize("draw", [lambda w: w.normal_(), xinit.trunc_normal_])
+def test_what_is_clamped_has_atoms(draw):
+    weight = drawn(with_weight(lambda w: draw(w).clamp_(-1, 1))).weight
+    assert weight.abs().max() == 1
+    assert 100 < (weight.abs() == 1).sum() < 300  # 0.32 of 600 are to be further out
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_rows_of_a_weight_with_a_dimension_of_one(dim):
+    def make():
+        weight = nn.Parameter(torch.zeros(6, 1, 3).transpose(dim, 1))
+        init.normal_(weight.data.narrow(1 - dim, 2, 2))
+        return {"w": weight}
+
+    shape, offsets = [(6, 1, 3), (2, 0, 0)] if dim else [(1, 6, 3), (0, 2, 0)]
+    expected = torch.zeros(shape)
+    xinit.normal_(expected.narrow(1 - dim, 2, 2), key=KEY.fold_in("w"), window=Window(shape, offsets))
+    assert torch.equal(drawn(hold(make)).w, expected)
+
+
 def test_data_is_what_it_was():
     data = torch.arange(600.0).view(30, 20)
 

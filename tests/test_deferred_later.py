@@ -154,13 +154,15 @@ def _resized(m):
     m.weight.data = new.weight.data
 
 
-@pytest.mark.parametrize("copied", [False, True], ids=["itself", "a deep copy"])
+@pytest.mark.parametrize("then", ["itself", "a deep copy", "in another context"])
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_nobody_knows_is_refused(name, copied):
+def test_what_nobody_knows_is_refused(name, then):
     model = linear()
-    if copied:
+    if then == "a deep copy":
         model = copy.deepcopy(model)
     UNKNOWN[name](model)
+    if then == "in another context":
+        _within(lambda: nn.Sequential(model))
     assert [row[0] for row in xinit.audit(model) if "outside of deferred" in row[1]] == ["weight"]
     with pytest.raises(RuntimeError, match=r"materialize_: (nothing is known of )?parameter weight.*another"):
         xinit.materialize_(model, key=KEY)

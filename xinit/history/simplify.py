@@ -58,39 +58,36 @@ def fills(store: Store, time: int) -> Drawn | None:
     for node in store.until(time):
         if node.fill:
             drawn.append(node.fill)
-            continue
-        if node.is_unknown:
-            return None
-        if node.func in JOINS:
+        elif node.func in JOINS:
             if (joined := _joined(node)) is None:
                 return None
             drawn, sources = joined[0], sources | joined[1]
-            continue
-        if not node.outputs and not isinstance(node.args[0], Ref):
+        elif (ends := _ends(node, store)) is None:
             return None
-        target = node.outputs[0][1] if node.outputs else node.args[0]
-        source = node.args[1] if node.func is _aten.copy_.default else node.args[0]
-        if node.answer is not None or not isinstance(source, Ref) or target.store is not store:
-            return None
-        if target.dtype not in DTYPES or (node.func is _aten.copy_.default and source.store is store):
-            return None
-        if source.store is not store:
-            if (carried := _carried(source, target, node.time)) is None or not carried[1].isdisjoint(sources):
-                return None
-            if node.func not in COPIES and not target.whole():
-                return None
-            drawn, sources = ([] if target.whole() else drawn) + carried[0], sources | carried[1]
-        if node.func not in COPIES:
-            # Distributions over all of it, which an operator makes others.
-            after = [_transformed(what, node) for _, what in drawn]
-            if (
-                not (target.whole() or (len(drawn) == 1 and drawn[0][0][2:] == target[2:]))
-                or not drawn
-                or None in after
-            ):
-                return None
-            drawn = [(view, what) for (view, _), what in zip(drawn, after, strict=True) if what is not None]
+        else:
+            source, target = ends
+            if source.store is not store:
+                if (carried := _carried(source, target, node.time)) is None or not carried[1].isdisjoint(sources):
+                    return None
+                drawn, sources = ([] if target.whole() else drawn) + carried[0], sources | carried[1]
+            if node.func not in COPIES:
+                alone = len(drawn) == 1 and drawn[0][0][2:] == target[2:]
+                after = [(view, other) for view, what in drawn if (other := _transformed(what, node))]
+                if not drawn or len(after) < len(drawn) or not (alone or target.whole()):
+                    return None
+                drawn = after
     return drawn, sources
+
+
+def _ends(node: Node, store: Store) -> tuple[Ref, Ref] | None:
+    """The view whose values an operator takes, and that of the storage to which it writes them, or others made of them."""
+    if node.is_unknown or node.answer is not None:
+        return None
+    copied = node.func is _aten.copy_.default
+    source, target = node.args[1 if copied else 0], node.outputs[0][1] if node.outputs else node.args[0]
+    if not isinstance(source, Ref) or not isinstance(target, Ref) or target.store is not store:
+        return None
+    return None if target.dtype not in DTYPES or (copied and source.store is store) else (source, target)
 
 
 Drawn = tuple[list[tuple[Ref, Distribution]], frozenset[Store]]
@@ -207,7 +204,7 @@ def box(view: Ref, whole: Ref) -> tuple[Shape, Shape] | None:
     if same and whole.dense():
         return (0,) * len(whole.size), whole.size
     strides = {stride: size for stride, size in zip(view.stride, view.size, strict=True) if size != 1}
-    if len(strides) < sum(size != 1 for size in view.size) or view.numel == 0:
+    if len(strides) < sum(size != 1 for size in view.size):
         return None
     rest = view.offset - whole.offset
     offsets, shape = [0] * len(whole.size), [1] * len(whole.size)

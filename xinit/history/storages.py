@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +26,7 @@ from xinit.subclasses import plain
 
 _aten = torch.ops.aten
 _clock = itertools.count()
-_lock = threading.Lock()
-_PAGE = 1 << 12
-_free = 1 << 56  # the next address: beyond what processes have
+_addresses = itertools.count(1 << 56, 1 << 40)  # beyond what processes have, further apart than any storage is long
 
 
 class Ref(NamedTuple):
@@ -194,17 +191,12 @@ class Store:
         self.held: list[torch.UntypedStorage] = []  # what it will be made of, as long as it is lazy
         self.followers: list[weakref.ref[Store]] = []  # lazy ones that will be made of it
         self.storages: list[StorageWeakRef] = []  # the real one, and the one on the meta device
-        self._address: int | None = None
         self.stand_for(storage)
 
-    @property
+    @cached_property
     def address(self) -> int:
         """Where it would be: no memory is there, and no other storage is told any of its bytes."""
-        global _free
-        if self._address is None:
-            with _lock:
-                self._address, _free = _free, _free + (-(-self.nbytes // _PAGE) or 1) * _PAGE
-        return self._address
+        return next(_addresses)
 
     def stand_for(self, storage: torch.UntypedStorage) -> None:
         """Be the history of that storage too."""
