@@ -80,7 +80,7 @@ def test_a_batch_tells_what_follows():
         ({"inputs": torch.ones(2, 50), "activations": {}}, ValueError, "xavier: either inputs or activations"),
         ({"inputs": torch.ones(2, 49)}, RuntimeError, "mat1 and mat2"),
         ({"inputs": torch.full((2, 50), torch.nan)}, ValueError, "xavier: input 0 holds NaN or infinity"),
-        ({"inputs": ()}, ValueError, "xavier: without a batch"),
+        ({"inputs": ()}, ValueError, "xavier: inputs is empty"),
         ({"activations": {"first.weight": "relo"}}, ValueError, "Unsupported nonlinearity relo"),
         ({"activations": {"frist.weight": "relu"}}, ValueError, r"xavier: activations names frist\.weight"),
     ],

@@ -12,6 +12,8 @@ from xinit import Key
 from xinit.insight.gains import aside
 from xinit.insight.theory import Moments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT2 = math.sqrt(2)
 
 

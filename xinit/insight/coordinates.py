@@ -17,7 +17,7 @@ from xinit.insight.coordinates_plot import draw
 from xinit.keys import Key
 from xinit.observe.flow import Layer, fans, layers_of, tensors
 from xinit.observe.meter import local
-from xinit.observe.passes import check
+from xinit.observe.passes import called, check, note
 from xinit.parameters.names import canonical_name
 from xinit.parameters.table import table
 
@@ -136,7 +136,7 @@ def coordinate_check(
         TypeError: if ``make`` gives no module.
         ValueError: for fewer than two widths, or others than integers above 0; for fewer than one step; if models of different
             widths have different layers; for what :func:`xinit.diagnose` refuses.
-        Exception: those of ``make``, with a note of the width.
+        Exception: those of ``make`` and of the models, with a note of the width and the layer that was reached.
 
     Source: Yang & Hu et al., "Tensor Programs V: tuning large neural networks via zero-shot hyperparameter transfer", 2022,
     figure 5 and table 3.
@@ -164,7 +164,7 @@ def coordinate_check(
             inner = {name: layer for name, layer in _layers(model) if (layer and fans(layer)) is not None}
             base = base or {name: (fans(layer) or (1, 1))[0] for name, layer in inner.items()}
             chosen = optimizer(model) if optimizer is not None else _mup_adam(model, base, lr)
-            found = _steps(model, inputs, kwargs, steps, chosen, loss)
+            found = _steps(f"coordinate_check, width {width}", model, inputs, kwargs, steps, chosen, loss)
         if sizes and sizes.keys() != found.keys():
             differing = sorted({name for _, name in sizes.keys() ^ found.keys()})
             raise ValueError(f"coordinate_check: not all widths have the layers {', '.join(differing[:5])}")
@@ -185,8 +185,7 @@ def _made(make: Callable[[int], nn.Module], width: int) -> nn.Module:
     try:
         model = make(width)
     except Exception as error:
-        if hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(f"coordinate_check: while making the model of width {width}")
+        note(error, f"coordinate_check: while making the model of width {width}")
         raise
     if not isinstance(model, nn.Module):
         raise TypeError(f"coordinate_check: make must give a torch.nn.Module, but gave {type(model).__name__}")
@@ -209,11 +208,14 @@ def _mup_adam(model: nn.Module, base: dict[str, int], lr: float) -> torch.optim.
         for parameter in layer.weights.values()
         if parameter.dim() > 1
     }
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("coordinate_check: no parameter requires a gradient, so none can learn")
     groups = [{"params": [p], "lr": lr * scaled.get(id(p), 1.0)} for p in model.parameters() if p.requires_grad]
     return torch.optim.Adam(groups)
 
 
 def _steps(
+    op: str,
     model: nn.Module,
     inputs: Any,
     kwargs: Any,
@@ -235,12 +237,16 @@ def _steps(
     handles = [layer.module.register_forward_hook(hook(name)) for name, layer in _layers(model) if not layer.is_norm]
     try:
         for step in range(steps + 1):
-            output = model(*inputs, **kwargs)
+            output = called(op, model, inputs, kwargs)
             keep("(output)", output)
             if step < steps:
                 optimizer.zero_grad()
                 value: Any = (loss or _distance)(output)
-                value.backward()
+                try:
+                    value.backward()
+                except Exception as error:
+                    note(error, f"{op}: in the backward pass, after {step} steps")
+                    raise
                 optimizer.step()
     finally:
         for handle in handles:

@@ -17,7 +17,7 @@ from xinit.matrices import orthogonal
 from xinit.models.apply import init_
 from xinit.observe.flow import Layer, is_norm, layers_of, tensors
 from xinit.observe.meter import Meter
-from xinit.observe.passes import check
+from xinit.observe.passes import called, check
 from xinit.observe.restore import left_as_it_was
 from xinit.parallel.ranks import Ranks, reshard
 from xinit.parameters.names import canonical_name
@@ -96,7 +96,7 @@ def lsuv_(
         with bar_of("lsuv_", held, progress) as bar:
             scaling = _Scaling(chosen, ranks, tolerance, bar if progress else None)
             with left_as_it_was(model), torch.no_grad(), scaling:
-                model(*inputs, **kwargs)
+                called("lsuv_", model, inputs, kwargs)
     except BaseException:
         reshard(model)
         with torch.no_grad():

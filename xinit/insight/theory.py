@@ -271,7 +271,10 @@ class Moments:
             y = self._f(x)
             if not y.requires_grad:
                 raise self._f.refused("autograd cannot differentiate it")
-            (slope,) = torch.autograd.grad(y.sum(), x)
+            try:
+                (slope,) = torch.autograd.grad(y.sum(), x)
+            except Exception as error:
+                raise self._f.refused(f"autograd cannot differentiate it ({error})") from error
         if not torch.isfinite(slope).all():
             raise self._f.refused("its derivative is not finite")
         return y.detach(), slope

@@ -16,6 +16,7 @@ from xinit.observe.meter import Meter, local
 from xinit.observe.restore import left_as_it_was
 from xinit.observe.watch import Watch
 from xinit.parallel.ranks import Ranks, reshard
+from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import sites_of, some
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
@@ -108,6 +109,30 @@ def check(op: str, model: nn.Module, inputs: Any, kwargs: Any) -> None:
             raise ValueError(f"{op}: {name} holds NaN or infinity, in {wrong:,} of its {tensor.numel():,} elements")
 
 
+def called(op: str, model: nn.Module, inputs: Any, kwargs: Any) -> Any:
+    """What a model gives. An error gets a note of the layer that was reached."""
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, args: running.append(name)
+
+    def leave(module: Any, args: Any, output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(canonical_name(name))))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        return model(*inputs, **kwargs)
+    except Exception as error:
+        note(error, f"{op}: in the forward pass, in {next(filter(None, reversed(running)), 'the model itself')}")
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _forward(op: str, model: nn.Module, watch: Watch, inputs: Any, kwargs: Any) -> Any:
     watch.start((inputs, kwargs))
     try:
@@ -115,7 +140,7 @@ def _forward(op: str, model: nn.Module, watch: Watch, inputs: Any, kwargs: Any) 
             return model(*inputs, **kwargs)
     except Exception as error:
         reached = next((name for name in reversed(watch.reached) if name), "")
-        _note(error, f"{op}: in the forward pass, in {reached or 'the model itself'}" + _last(watch))
+        note(error, f"{op}: in the forward pass, in {reached or 'the model itself'}" + _last(watch))
         raise
 
 
@@ -142,7 +167,7 @@ def _backward(op: str, watch: Watch, output: Any, loss: Callable[[Any], Tensor] 
         torch.autograd.grad(ends, [*watch.parameters.values()], directions, allow_unused=True)
     except Exception as error:
         got = next((call.layer.name for call in watch.calls if call.gradient is not None), None)
-        _note(error, f"{op}: in the backward pass, " + (f"behind {got}, which got one" if got else "at its beginning"))
+        note(error, f"{op}: in the backward pass, " + (f"behind {got}, which got one" if got else "at its beginning"))
         raise
 
 
@@ -150,7 +175,8 @@ def _last(watch: Watch) -> str:
     return f"; the last layer with weights was {watch.calls[-1].layer.name}" if watch.calls else ""
 
 
-def _note(error: Exception, text: str) -> None:
+def note(error: Exception, text: str) -> None:
+    """Add it to what an error says of itself."""
     if hasattr(error, "add_note"):  # Python 3.11
         error.add_note(text)
     elif error.args and isinstance(error.args[0], str):

@@ -41,6 +41,10 @@ def _seen(recipe: str, model: nn.Module, inputs: Any) -> dict[str, float]:
     """By what follows in a forward pass."""
     kwargs = inputs if isinstance(inputs, Mapping) else {}
     args = () if kwargs else tuple(inputs) if isinstance(inputs, tuple | list | Mapping) else (inputs,)
+    if not args and not kwargs:
+        raise ValueError(
+            f"{recipe}: inputs is empty: pass what the model is called with, as in recipes.{recipe}(inputs=batch)"
+        )
     layers = watched(recipe, model, args, kwargs).layers
     found = {
         id(parameter): calculate_gain(layer.activation.nonlinearity)
