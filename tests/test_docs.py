@@ -77,7 +77,7 @@ def test_every_command_is_one_that_is_there(page: str):
 def test_what_is_not_printed_is_missed():
     printed = "Sequential: 31 layers\n  smallest RMS 2.9e-5 at 60\nlayer  std\n    0  0.126\n"
     assert not [*missing("Sequential: 31 layers\n...\n    0  0.128\n", printed)]
-    for shown in ("Sequential: 34 layers", "smallest RMS 2.9e-4 at 60", "    0  0.126\nlayer  std", "Net: 31 layers"):
+    for shown in ("Sequential: 38 layers", "smallest RMS 2.9e-4 at 60", "    0  0.126\nlayer  std", "Net: 31 layers"):
         assert [*missing(shown, printed)]
 
 
