@@ -36,11 +36,18 @@ class Step:
         if self.what is not None and self.writes and not self.problem:
             padded = site.padding is not None and not isinstance(self.what, Rows)
             drawn = self.writes[:-1] if padded and len(self.writes) > 1 else self.writes
-            sizes, stds = [math.prod(write.shape) for write in drawn], [write.distribution.std for write in drawn]
-            squares = sum(size * std * std for size, std in zip(sizes, stds, strict=True))
-            std = stds[0] if len(set(stds)) == 1 else math.sqrt(squares / sum(sizes))
+            std = _std(drawn)
             method = describe(self.what) + (f", row {site.padding} zero" if padded else "")
         return Row(site.name, tuple(site.parameter.shape), site.parameter.dtype, method, std, site.tied, self.problem)
+
+
+def _std(drawn: Sequence[Write]) -> float:
+    """Of all of them together."""
+    if len({write.distribution.std for write in drawn}) == 1:
+        return drawn[0].distribution.std
+    sizes = [math.prod(write.shape) for write in drawn]
+    squares = sum(size * write.distribution.std**2 for size, write in zip(sizes, drawn, strict=True))
+    return math.sqrt(squares / sum(sizes))
 
 
 class Rulebook:
