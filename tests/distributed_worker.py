@@ -1094,8 +1094,10 @@ def local_rows(weight):
 
 
 def look(weight):
-    """At what is here, and at all of it."""
-    return (weight.to_local() if isinstance(weight, DTensor) else weight).tolist(), weight[2, 3].item()
+    """At what is here, and at a row of all of it, where torch can cut one: 2.11 cannot from strided shards."""
+    (weight.to_local() if isinstance(weight, DTensor) else weight).tolist()
+    if not any(isinstance(placement, _StridedShard) for placement in getattr(weight, "placements", ())):
+        weight[2, 3].item()
 
 
 OWN = {
@@ -1110,7 +1112,10 @@ OWN = {
     "transposed": lambda w: w.t().normal_(),
     "factor": lambda w: (w.normal_(), w.mul_(0.3)),
     "mask": lambda w: (w.normal_(), w.mul_(torch.rand_like(w) < 0.5)),
+    "by a part of itself": lambda w: (w.normal_(), w.add_(w[:1] * 2)),
+    "by its norm": lambda w: (w.uniform_(), w.div_(w.norm())),
     "xinit": lambda w: xinit.kaiming_normal_(w),
+    "another key": lambda w: (w.normal_(), xinit.orthogonal_(w, key=KEY.fold_in("another"))),
     "looked at": lambda w: (w.uniform_(), look(w), w[1:3].zero_(), w.mul_(2)),
 }
 
@@ -1176,6 +1181,7 @@ def own_code_refused(world):
     refused(ValueError, "w: the placement", lambda model: model.w.normal_(), model_of(Partial()))
     refused(ValueError, "from a generator", lambda m: m.w.normal_(generator=torch.Generator()), model_of())
     refused(RuntimeError, "local tensor of w", lambda m: m.w.to_local().copy_(torch.randn(3, 5)), model_of())
+    refused(RuntimeError, "takes a key", lambda m: xinit.orthogonal_(m.w), model_of())
     refused(RuntimeError, "made of sharded parameters", lambda m: (m.w.normal_() * 2).sum().item(), model_of())
     model = model_of()
     view = model.w.detach().view(-1, 5)[:, :3]

@@ -165,9 +165,14 @@ def is_sharded(tensor: Any) -> bool:
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Within it, accelerate() answers this thread's calls of xinit's operators with a DTensor, which torch knows no rule for."""
-    before, _thread.answered = is_answered(), True
+def answered(by_name: bool = False) -> Iterator[None]:
+    """Within it, accelerate() answers this thread's calls of xinit's operators with a DTensor, which torch knows no rule for.
+
+    Args:
+        by_name: whether it draws parameters from the keys of their names.
+    """
+    before = getattr(_thread, "answered", None)
+    _thread.answered = by_name
     try:
         yield
     finally:
@@ -175,7 +180,11 @@ def answered() -> Iterator[None]:
 
 
 def is_answered() -> bool:
-    return getattr(_thread, "answered", False)
+    return getattr(_thread, "answered", None) is not None
+
+
+def is_answered_by_name() -> bool:
+    return bool(getattr(_thread, "answered", False))
 
 
 def pieces(tensor: Tensor, name: str = "tensor") -> list[tuple[Tensor, Window | None]]:

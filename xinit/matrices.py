@@ -21,7 +21,7 @@ from torch.nn import init
 
 from xinit.calls import fill, one_key
 from xinit.distributions import DTYPES, Distribution, factory, numbers, refuse
-from xinit.dtensor import is_sharded, view
+from xinit.dtensor import is_answered_by_name, is_sharded, view
 from xinit.guards import check_can_wait, left_alone
 from xinit.keys import Key
 from xinit.parts import centre_of, parts_of, write_diagonals
@@ -441,6 +441,11 @@ def _fill_matrix(
             f"Expected a '{tensor.device.type}' device type for generator but found '{generator.device.type}'"
         )
     check_can_wait(op, tensor)
+    if key is None and is_sharded(values) and is_answered_by_name():
+        raise RuntimeError(
+            f"{op}: within accelerate(key=, model=), a DTensor takes a key, key.fold_in(name), or torch.nn.init.{op}, which "
+            f"is drawn by its name"
+        )
     # What is left to be checked, the operator checks.
     if what.name == "sparse":
         fill("normal_", None, tensor, what.drawn.parameters, generator, key, window)

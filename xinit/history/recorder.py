@@ -201,7 +201,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         settle(store)
         returns = schema_of(func).returns
         view = ref(target, store)
-        if drawn is None or not _sound(drawn, view.dtype):
+        if drawn is None or not sound(drawn, view.dtype):
             # fill_ takes any number on the meta device, and for one element
             number = func is _aten.fill_.Scalar
             twin = torch.empty(2, dtype=view.dtype, device="cpu") if number else memory_like(target, _META)
@@ -303,7 +303,7 @@ def _draws(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
-def _sound(what: Distribution, dtype: torch.dtype) -> bool:
+def sound(what: Distribution, dtype: torch.dtype) -> bool:
     """Whether the parameters are such that no operator refuses them."""
     a, b = (*what.parameters, 0.0)[:2]
     if not max(map(abs, what.parameters)) < (240 if dtype in FLOAT8 else 6e4):

@@ -8,6 +8,7 @@ those of :func:`xinit.materialize_`, and what is filled twice is drawn once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,19 +16,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xinit._torch import local_tensor, schema_of, tree_leaves, without_modes
+from xinit.distributions import Distribution
 from xinit.dtensor import is_sharded
-from xinit.history.operators import EMPTY, FACTORIES, VIEWS, tensors_of
+from xinit.history.operators import EMPTY, FACTORIES, FILLS, VIEWS, distribution, tensors_of
 from xinit.history.operators import written as written_by
-from xinit.history.recorder import Recorder
+from xinit.history.recorder import Recorder, sound
 from xinit.history.simplify import record_of_view
 from xinit.history.storages import purge, ref, store_of
 from xinit.history.waiting import is_paused
 from xinit.keys import Key
 from xinit.lazy.draw import Target, draw
-from xinit.lazy.places import Member, Place, check_one, identity, inside, part_of, places_of
+from xinit.lazy.places import Member, Place, check_one, identity, inside, like, part_of, places_of
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import sharded_sites
 from xinit.parameters.sites import sites_of, some
+from xinit.parameters.writes import Write, fill_writes_
 from xinit.subclasses import plain
 
 _aten = torch.ops.aten
@@ -55,6 +58,31 @@ class Keyed(Recorder):
         self.drawn: set[str] = set()  # the names of what was drawn
         self.elsewhere: list[str] = []  # parameters of others that something was drawn into
 
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in FILLS and not is_paused() and self._overwrite(func, args, kwargs or {}):
+            return args[0] if schema_of(func).returns else None
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _overwrite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Write down a fill of all of a parameter: nearly all that is done is that, so it goes without a history."""
+        target, rest = args[0], args[1:]
+        if any(value is not None for value in kwargs.values()) or any(isinstance(value, Tensor) for value in rest):
+            return False
+        whole = self._whole_of(target) if is_sharded(target) else target if plain(target) else None
+        if whole is None or (place := self.places.get(identity(whole))) is None:
+            return False
+        if len(place.members) > 1 or not like(whole, place.members[0].whole):
+            return False
+        what = _filled(func, rest, whole.dtype)
+        if what is not None:
+            place.overwrite(what)
+        return what is not None
+
+    def _whole_of(self, shard: Any) -> Tensor | None:
+        raise NotImplementedError
+
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_paused() or (func.is_view and not self._any_sharded(args)):
             return func(*args, **kwargs)
@@ -70,7 +98,7 @@ class Keyed(Recorder):
             return self._see_placed(func, args, kwargs, tensors, places)
         if self.locals and any(identity(tensor) in self.locals for tensor in tensors):
             return self._see_local(func, args, kwargs, tensors)
-        if draws(func) and tensors and isinstance(args[0], nn.Parameter):
+        if draws(func, kwargs) and tensors and isinstance(args[0], nn.Parameter):
             self.elsewhere.append(str(tuple(args[0].shape)))
         return super()._see(func, args, kwargs)
 
@@ -92,8 +120,8 @@ class Keyed(Recorder):
             return self._really(func, args, kwargs, places)
         others = [tensor for tensor in tensors if tensor is not target]
         self.draw(place for tensor in others if (place := self.places.get(identity(tensor))) and place is not into)
-        fresh = into.store is None
-        random = draws(func) or any((store := store_of(other)) and store.random for other in others)
+        fresh = into.store is None  # before others are asked what they share with it
+        random = draws(func, kwargs) or any((store := store_of(other)) and store.random for other in others)
         if random:
             check_one(met, target)
             check_generator(func, met[0].name, kwargs)
@@ -134,7 +162,7 @@ class Keyed(Recorder):
             of = [member for member in self.locals.get(identity(target), ()) if inside(target, member)]
             if len(of) == 1 and len(tensors) == 1 and self._fill_local(func, args, kwargs, of[0]):
                 return target if schema_of(func).returns else None
-            if of and (draws(func) or any((store := store_of(t)) and store.random for t in tensors)):
+            if of and (draws(func, kwargs) or any((store := store_of(t)) and store.random for t in tensors)):
                 raise RuntimeError(
                     f"accelerate: {func} puts random numbers into the local tensor of {of[0].name}, of which nobody knows what "
                     f"they are in the whole: use it on the DTensor"
@@ -164,21 +192,27 @@ class Keyed(Recorder):
 
     def draw(self, places: Iterable[Place] | None = None) -> None:
         """Draw what was written down: of all, or of these places."""
-        pending = {place: None for place in (self.places.values() if places is None else places) if place.store}
+        pending = {place: None for place in (self.places.values() if places is None else places) if place.pending}
         if not pending:
             return
         if self.stale:
             self.check_found()
+        fills: list[tuple[str, Tensor, list[Write]]] = []
         targets: dict[torch.device, list[Target]] = {}
         for place in pending:
-            assert place.store is not None
             for member in place.members:
-                record = record_of_view(ref(member.whole, place.store))
-                target = Target(member.name, member.parameter, record, member.parameter)
-                targets.setdefault(member.parameter.device, []).append(target)
+                if (what := place.overwritten) is not None:
+                    shape = tuple(member.whole.shape)
+                    write = Write(what, self.key.fold_in(member.name), (0,) * len(shape), shape)
+                    fills.append((member.name, member.parameter, [write]))
+                elif (store := place.store) is not None:
+                    record = record_of_view(ref(member.whole, store))
+                    target = Target(member.name, member.parameter, record, member.parameter)
+                    targets.setdefault(member.parameter.device, []).append(target)
         with without_modes(), torch.no_grad():
             for device, alike in targets.items():
                 draw(alike, lambda target, again: target.tensor, device, self.key, "accelerate")
+            fill_writes_(fills, op="accelerate")
         for place in pending:
             self.drawn.update(member.name for member in place.members)
             place.end()
@@ -255,13 +289,20 @@ class Looks(TorchFunctionMode):
         return plain(tensor) and isinstance(tensor, nn.Parameter) and identity(tensor) in self.keyed.places
 
 
+@lru_cache(256)
+def _filled(func: Any, rest: tuple[Any, ...], dtype: torch.dtype) -> Distribution | None:
+    """What an operator fills a tensor with, if it can be put off."""
+    what = distribution(func, (torch.empty(0, dtype=dtype, device="meta"), *rest), {})
+    return what if what is not None and sound(what, dtype) else None
+
+
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def draws(func: Any) -> bool:
-    """Whether it draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in func.tags
+def draws(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether it draws random numbers, from no key of its own."""
+    return torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("key") is None
 
 
 def check_generator(func: Any, name: str, kwargs: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules import module as hooks
 
 from xinit._torch import local_tensor, schema_of, spec_of, swap_tensor, tree_leaves, tree_map
-from xinit.dtensor import check_view, is_sharded
+from xinit.dtensor import answered, check_view, is_sharded
 from xinit.history.operators import EMPTY, FACTORIES, VIEWS, told
 from xinit.history.operators import written as written_by
 from xinit.history.recorder import is_recording
@@ -39,6 +39,11 @@ class KeyedShards(Keyed):
         wholes = {id(shard): self._whole_of(shard) for shard in shards}
         if None in wholes.values():
             return self._with_unknown(func, args, kwargs, shards)
+        places = [
+            place for whole in wholes.values() if whole is not None if (place := self.places.get(identity(whole)))
+        ]
+        for place in places:
+            place.begin_if_overwritten()
         given, options = tree_map(lambda leaf: wholes.get(id(leaf), leaf), (args, kwargs))
         first = shards[0]
         if func.is_view or func in VIEWS:
@@ -49,13 +54,10 @@ class KeyedShards(Keyed):
             _replace(args[0], func(*given, **options))
             return args[0]
         if func in EMPTY or func in FACTORIES:
-            if func not in EMPTY and not draws(func) and not any(map(_is_whole, shards)):
+            if func not in EMPTY and not draws(func, kwargs) and not any(map(_is_whole, shards)):
                 return func(*args, **kwargs)
             there = options | dict.fromkeys(options.keys() & {"device"}, "meta")
             return _sharded(super()._see(func, given, there), first)
-        places = [
-            place for whole in wholes.values() if whole is not None if (place := self.places.get(identity(whole)))
-        ]
         if told(func, given, lambda leaf: False):
             return self._shards_really(func, args, kwargs, places)
         target = given[0] if given and any(tensor is given[0] for tensor in written_by(func, given, options)) else None
@@ -71,7 +73,7 @@ class KeyedShards(Keyed):
         """Write down what is done to a whole, or a view of one; whether that could be done."""
         into, tensors = self.places.get(identity(target)), _tensors(given, options)
         others = [tensor for tensor in tensors if tensor is not target]
-        random = draws(func) or any(store.random for other in others if (store := store_of(other)))
+        random = draws(func, options) or any(store.random for other in others if (store := store_of(other)))
         if into is None:  # what is made of others
             if self._fill(func, given, options) is None:
                 self._record(func, given, options, tensors)
@@ -116,7 +118,7 @@ class KeyedShards(Keyed):
         """What takes a sharded tensor of which is not known what it is of a parameter, if of any."""
         members = [m for shard in shards for m in self.locals.get(_identity_of_local(shard), ())]
         written = [tensor for tensor in written_by(func, args, kwargs) if is_sharded(tensor)]
-        if draws(func) and written:
+        if draws(func, kwargs) and written:
             if mine := [m for m in members if _identity_of_local(written[0]) == identity(m.memory)]:
                 raise RuntimeError(
                     f"accelerate: {func} draws into a view of {mine[0].name}, which is sharded, that was made before the context "
@@ -228,7 +230,7 @@ def keyed(key: Any, model: Any) -> Iterator[None]:
     hook = hooks.register_module_parameter_registration_hook(lambda *_: setattr(mode, "stale", True))
     _thread.keyed = mode
     try:
-        with ordinary_tensors(), Looks(mode), mode:
+        with ordinary_tensors(), answered(by_name=True), Looks(mode), mode:
             yield
         mode.finish()
         mode.finish_drawing()

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from xinit._torch import identity_of
+from xinit.distributions import Distribution
 from xinit.dtensor import Box, is_sharded, local_of, simulated
 from xinit.history.simplify import box, fills
-from xinit.history.storages import Ref, Store, known, now, store_of
+from xinit.history.storages import Node, Ref, Store, known, now, ref, store_of
 from xinit.parameters.sites import Site, some
 from xinit.subclasses import plain
+
+_aten = torch.ops.aten
 
 
 class Member:
@@ -27,7 +30,7 @@ class Member:
 
     def __init__(self, site: Site) -> None:
         self.name, self.parameter = site.name, site.parameter
-        self.whole: Tensor = self.parameter.detach()
+        self.whole: Tensor = self.parameter
         self.local: Tensor | None = None
         self.boxes: tuple[Box, ...] = ()
         called = f"accelerate: parameter {self.name}"
@@ -64,25 +67,52 @@ class Place:
 
     def __init__(self) -> None:
         self.members: list[Member] = []
-        self.store: Store | None = None  # what was done to it since it was last drawn, if anything
+        self.overwritten: Distribution | None = (
+            None  # with what, if that is all that was done to it since it was last drawn
+        )
+        self._store: Store | None = None
 
     @property
     def sharded(self) -> bool:
         return self.members[0].local is not None
 
+    @property
+    def pending(self) -> bool:
+        return self._store is not None or self.overwritten is not None
+
+    @property
+    def store(self) -> Store | None:
+        """What was done to it since it was last drawn, if anything."""
+        self.begin_if_overwritten()
+        return self._store
+
+    def begin_if_overwritten(self) -> None:
+        """Write down what else is done, too: whoever asks for the history of the storage finds it."""
+        if self.overwritten is not None:
+            what, self.overwritten = self.overwritten, None
+            store = self.begin()
+            whole = ref(self.members[0].whole, store)
+            store.add(Node(_aten.fill_.Scalar, (whole,), {}, (whole, what)))
+
     def begin(self, on_data: bool = False) -> Store:
         """Write down what is done from now on; if that is asked for, to what is there now."""
-        if self.store is None:
+        if (store := self.store) is None:
             whole = self.members[0].whole
             with_data = on_data or len(self.members) > 1
-            self.store = known(whole) if with_data else Store(whole.untyped_storage())
-            self.store.defer(f"{self.members[0].name} of shape {tuple(whole.shape)}")
-        return self.store
+            store = self._store = known(whole) if with_data else Store(whole.untyped_storage())
+            store.defer(f"{self.members[0].name} of shape {tuple(whole.shape)}")
+        return store
 
     def end(self) -> None:
-        if self.store is not None:
-            self.store.forget()
-            self.store = None
+        self.overwritten = None
+        if self._store is not None:
+            self._store.forget()
+            self._store = None
+
+    def overwrite(self, what: Distribution) -> None:
+        """Fill all of it, of a single parameter."""
+        self.end()
+        self.overwritten = what
 
     @property
     def covered(self) -> bool:
