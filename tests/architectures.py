@@ -260,7 +260,7 @@ def alike(x, y):
     """Whether random numbers are of one law, as far as mean and spread tell; without the ends, as torch's trunc_normal_ has
     outliers of a hundred standard deviations."""
     n, cut = x.numel(), x.numel() // 1000 + 1
-    if n < 4:
+    if n < 100:
         return True
     x, y = (t.detach().double().flatten().sort().values[cut:-cut] for t in (x, y))
     spread = max(x.std(), y.std())

@@ -283,6 +283,39 @@ def test_what_was_built_can_be_run(name, grad):
     assert torch.allclose(model.out, flat(model.l(*inputs())), atol=1e-6)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["within", "later"])
+def test_memory_is_shared_once_it_is_there(later):
+    with xinit.deferred():
+        model = nn.Linear(4, 3)
+        if not later:
+            with pytest.raises(RuntimeError, match=r"share_memory_\(\) of Linear\.weight .*after materialize_"):
+                model.share_memory()
+    if later:
+        with pytest.raises(RuntimeError, match="after materialize_"):
+            model.share_memory()
+    assert xinit.materialize_(model, key=KEY).share_memory().weight.is_shared()
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["within", "later"])
+def test_hooks_of_parameters_stay(later):
+    """Of both kinds; one that was taken away again is gone."""
+    heard = []
+
+    def hooked(model):
+        mask = torch.tensor([[1.0], [0.0], [1.0]])
+        model.weight.register_hook(lambda grad: grad * mask)
+        model.weight.register_hook(lambda grad: grad * 7).remove()
+        model.bias.register_post_accumulate_grad_hook(lambda p: heard.append(p.grad.sum().item()))
+        return model
+
+    with xinit.deferred():
+        model = nn.Linear(4, 3) if later else hooked(nn.Linear(4, 3))
+    model = xinit.materialize_(hooked(model) if later else model, key=KEY)
+    model(torch.ones(2, 4)).sum().backward()
+    assert torch.equal(model.weight.grad, torch.tensor([[2.0], [0.0], [2.0]]).expand(3, 4))
+    assert heard == [6.0]
+
+
 def test_inputs_stay_real():
     def make(m):
         m.l, x = nn.LSTM(3, 4), torch.ones(2, 1, 3)

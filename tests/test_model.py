@@ -393,6 +393,10 @@ def test_other_parameters_that_cannot_be_filled():
     model = Mixed()
     model.head.weight = nn.Parameter(model.layers[0].weight.data)
     unchanged(model, r"layers\.0\.weight and head\.weight are two parameters, but share their memory")
+    rows = model.layers[0].weight.data
+    for part in rows[1:], rows[:, 1:], rows.mT[2:]:
+        model.head.weight = nn.Parameter(part)
+        unchanged(model, r"layers\.0\.weight and head\.weight are two parameters, but share their memory")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that lazy modules may change
         lazy = nn.Sequential(nn.LazyLinear(3))
@@ -675,3 +679,13 @@ def test_a_parameter_that_is_empty_by_its_shape_is_no_released_one():
     xinit.init_(model, {"*": xinit.normal()}, KEY)
     assert model.weight.std() > 0.5
     assert xinit.fingerprint(model) != before
+
+
+def test_parts_of_one_memory_are_parameters_of_their_own():
+    model, other = (nn.Sequential(*(nn.Linear(4, 6) for _ in range(3))) for _ in range(2))
+    torch.nn.utils.vector_to_parameters(torch.randn(90), model.parameters())
+    both = torch.randn(6, 8)
+    model[0].weight, model[2].weight = nn.Parameter(both[:, 4:]), nn.Parameter(both[:, :4])
+    for each in model, other:
+        xinit.init_(each, "torch", KEY)
+    assert xinit.fingerprint(model) == xinit.fingerprint(other)

@@ -163,3 +163,19 @@ def test_torchaos_quantized_weights_are_refused():
             ):
                 call()
         assert torch.equal(weight.dequantize(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_packed_weights_are_named():
+    """They are neither parameters nor tensors."""
+    if torch.backends.quantized.engine == "none" or not hasattr(torch.ao.quantization, "quantize_dynamic"):
+        pytest.skip("torch cannot quantize here")
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    before = model[0].weight().dequantize()
+    for use in (lambda: xinit.init_(model, "torch", KEY), lambda: xinit.fingerprint(model)):
+        with pytest.warns(
+            UserWarning, match="modules 0, 2 of torch.ao.quantization, whose packed weights are no parameters"
+        ):
+            use()
+    assert torch.equal(model[0].weight().dequantize(), before)

@@ -113,7 +113,18 @@ base_of = attribute("Tensor._base", "fills of DTensors")
 of_class = private("torch:Tensor._make_subclass", "deferred() and materialize_")
 # Memory for a tensor, which stays the object that others hold. Instead: torch.utils.swap_tensors, which swaps too much, and
 # refuses those with weak references.
-swap_tensor = private("torch:_C._swap_tensor_impl", "deferred() and materialize_")
+_swap_tensor = private("torch:_C._swap_tensor_impl", "deferred() and materialize_")
+# Hooks are called by what is swapped, and kept by the object. Instead: nothing; the hooks of parameters would be lost in silence.
+_HOOKS = "_backward_hooks", "_post_accumulate_grad_hooks"
+
+
+def swap_tensor(tensor: Tensor, other: Tensor) -> None:
+    _swap_tensor(tensor, other)
+    for name in _HOOKS:
+        if hooks := getattr(tensor, name, None):
+            setattr(tensor, name, hooks)
+
+
 # A storage's identity, also without memory. Instead: multiprocessing.reductions.StorageWeakRef(storage).cdata.
 identity_of = attribute("UntypedStorage._cdata", "deferred(), materialize_ and fills of DTensors")
 # The storage of a weak reference. Instead: weakref.ref of the Python object, which may go before its storage does.

@@ -97,6 +97,9 @@ class Preview:
     def __str__(self) -> str:
         return str(Plan(self.rows))
 
+    def __reduce__(self) -> tuple[type[Plan], tuple[tuple[Row, ...]]]:
+        return Plan, (self.rows,)  # a copy is of what there is now
+
     def folded(self) -> str:
         """The table with one line for the rows that differ only by the numbers in their names."""
         return Plan(self.rows).folded()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ def as_tensors(index: Any) -> Any:
     return index
 
 
+def cannot_be_shared(label: str) -> NoReturn:
+    raise RuntimeError(f"deferred: share_memory_() of {label}, which has no memory yet: call it after materialize_")
+
+
 class Late:
     """What the subclasses have that the classes do not."""
 
@@ -75,6 +79,8 @@ class Late:
         kwargs = kwargs or {}
         if func == IS_META:
             return is_meta(args[0])
+        if func == Tensor.share_memory_:
+            cannot_be_shared("a tensor")
         with DisableTorchFunctionSubclass():
             if func in INDEXES:
                 args = args[0], as_tensors(args[1]), *args[2:]

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from xinit._torch import tree_leaves, tree_map
 from xinit.history.storages import Store, history_of, known, on_meta
 from xinit.history.waiting import flush, paused, read, settle, without_values
-from xinit.lazy.late import INDEXES, IS_META, as_tensors
+from xinit.lazy.late import INDEXES, IS_META, as_tensors, cannot_be_shared
 from xinit.subclasses import plain
 
 # What a tensor without memory says: what it would say with it. Who is told goes the way that is to be recorded, and makes what
@@ -53,6 +53,8 @@ class Memory(TorchFunctionMode):
                 return on_meta(value, store)
         if func in _INSTEAD:
             args, kwargs = _INSTEAD[func](args, kwargs)
+        if func == Tensor.share_memory_ and (store := history_of(args[0])) and store.deferred:
+            cannot_be_shared(store.label)
         if func in _LOOKS and (store := history_of(args[0])):
             in_vain = store.deferred and (not args[0].is_meta or func in _READS)
             _look(func, store, in_vain, reads=func in _READS or func is Tensor.__reduce_ex__)

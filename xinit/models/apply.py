@@ -12,7 +12,7 @@ from xinit.guards import loaded as is_loaded
 from xinit.guards import quiet, switched_off
 from xinit.keys import Key
 from xinit.models.buffers import Buffers, buffers_of
-from xinit.models.memory import check_memory
+from xinit.models.memory import check_memory, warn_of_packed
 from xinit.models.steps import Rulebook, do, refuse
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, sharded_sites
@@ -116,6 +116,7 @@ def init_(
         raise TypeError(f"init_: key must be an xinit.Key, but found {type(key).__name__}")
     modules = walk(model, "init_")
     every = sharded_sites(model, "init_", computed=True, modules=modules)
+    warn_of_packed("init_", modules)
     if check:  # first, or a rank with an error of its own would leave the others waiting
         Ranks((site.parameter for site in every), "init_").check(
             key, {site.name: site.parameter.shape for site in every}

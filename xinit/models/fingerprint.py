@@ -12,7 +12,7 @@ from xinit.dtensor import pieces
 from xinit.fill import bar_of
 from xinit.keys import Key
 from xinit.models.buffers import as_floats, buffers_of
-from xinit.models.memory import check_memory
+from xinit.models.memory import check_memory, warn_of_packed
 from xinit.parallel.ranks import Ranks, sharded_sites
 from xinit.parameters.sites import some, walk
 
@@ -57,6 +57,7 @@ def fingerprint(model: nn.Module, progress: bool = False, group: Any = None, *, 
     """
     modules = walk(model, "fingerprint")
     sites = sharded_sites(model, "fingerprint", modules=modules)
+    warn_of_packed("fingerprint", modules)
     check_memory("fingerprint", sites)
     ranks = Ranks((site.parameter for site in sites), "fingerprint", group)
     ranks.check_names({site.name: site.parameter for site in sites})
