@@ -153,3 +153,35 @@ def test_adapters_of_a_model_without_memory(kind):
     if kind in (True, "gaussian", "dora"):
         assert not b.any()
         assert model(x).logits.isfinite().all()
+
+
+class Hiding(nn.Module):
+    """Layers in a list, which torch does not take as parts of the model, and a layer that knows its model."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(4, 8)
+        self.hidden = {"layers": [nn.Linear(8, 8), (nn.Linear(8, 4),)]}
+        self.up.owner = [self]
+
+    def forward(self, x):
+        first, (second,) = self.hidden["layers"]
+        return second(first(self.up(x)))
+
+
+def test_layers_in_lists_are_named():
+    """A forward pass would return a tensor without values, and no error."""
+    with xinit.deferred():
+        model = Hiding()
+    with pytest.warns(
+        UserWarning, match=r"hidden\.layers\.0\.weight, .* and are still without memory: .*nn\.ModuleList"
+    ):
+        xinit.materialize_(model, key=KEY)
+    assert [name for name, _ in xinit.audit(model)] == [
+        f"hidden.layers.{i}.{leaf}" for i in ("0", "1.0") for leaf in ("weight", "bias")
+    ]
+    first, (second,) = model.hidden["layers"]
+    for layer in first, second:
+        xinit.materialize_(layer, key=KEY)
+    assert not xinit.audit(model)
+    assert model(torch.ones(2, 4)).isfinite().all()

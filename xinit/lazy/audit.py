@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from xinit.lazy.targets import targets_of
+from xinit.lazy.targets import hidden_in, targets_of
 from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import known_unwritten
 from xinit.parameters.table import fold, table
+
+HIDDEN = "deferred, of a module in a list or the like, which is no part of the model"
 
 
 class Audit(list[tuple[str, str]]):
@@ -53,4 +55,5 @@ def audit(model: nn.Module) -> Audit:
             rows.append((canonical, "lazy: without a shape until the model is called with an input"))
         elif known_unwritten(tensor):
             rows.append((canonical, "never written"))
+    rows += [(name, HIDDEN) for name in hidden_in(model)]
     return rows

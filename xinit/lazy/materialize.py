@@ -19,7 +19,7 @@ from xinit.keys import Key
 from xinit.lazy.draw import Target, draw
 from xinit.lazy.late import left_of, own_class, release
 from xinit.lazy.shards import Shard, holds_deferred, let_go, whole_of, written_unseen
-from xinit.lazy.targets import CHANGED, EMPTIED, OUTSIDE, RAW, places_of, targets_of
+from xinit.lazy.targets import CHANGED, EMPTIED, OUTSIDE, RAW, hidden_in, places_of, targets_of
 from xinit.parallel.marks import refuse_parts
 from xinit.parallel.ranks import Ranks, fully_sharded, offloaded
 from xinit.parameters.names import canonical_name, every_module, version_of
@@ -87,7 +87,8 @@ def materialize_(
             DeepSpeed have marked as one rank's part of the whole, and for layers whose ``layer_number`` is not their name's.
 
     Warns:
-        UserWarning: of parameters that the constructor never wrote; they hold what the memory held.
+        UserWarning: of parameters that the constructor never wrote; they hold what the memory held. Of those of modules in lists,
+            which are no parts of the model, and get no memory.
 
     Example:
         >>> import torch, xinit
@@ -104,6 +105,12 @@ def materialize_(
     if unwritten:
         warnings.warn(
             f"materialize_: {some(unwritten, 'tensor')} never written by the model's constructor", stacklevel=2
+        )
+    if hidden := [*hidden_in(model)]:
+        warnings.warn(
+            f"materialize_: {some(hidden)} are of modules in a list or the like, no parts of the model, and are still without "
+            f"memory: use nn.ModuleList or nn.ModuleDict, or materialize_ them too",
+            stacklevel=2,
         )
     return model
 

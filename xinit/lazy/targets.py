@@ -15,7 +15,7 @@ from xinit.history.storages import history_of, is_raw, needed, now, ref
 from xinit.lazy.draw import Target
 from xinit.lazy.late import Late, left_of
 from xinit.lazy.shards import Shard, is_raw_shard, whole_of
-from xinit.parameters.names import Walk, modules_of, tensors_of
+from xinit.parameters.names import Walk, every_module, modules_of, tensors_of
 from xinit.subclasses import held
 
 
@@ -98,6 +98,32 @@ def _set_later(modules: Walk) -> Iterator[tuple[str, Tensor]]:
 @lru_cache(1024)  # the attributes of a model's modules are many, and of few classes
 def _is_late(kind: type) -> bool:
     return issubclass(kind, Late)
+
+
+_HOLDERS = nn.Module, dict, list, tuple
+_OWN = frozenset(name for name, value in nn.Module().__dict__.items() if isinstance(value, dict))  # hooks and parts
+
+
+def hidden_in(model: nn.Module) -> Iterator[str]:
+    """The names of deferred parameters of modules in lists, tuples and dictionaries, which torch does not take as parts of the
+    model, so that nobody gives them memory."""
+    parts = {id(module) for module in every_module(model)}
+    met: set[int] = set()
+    for _, prefix, (*_, module) in modules_of(model):
+        own = module.__dict__.items()
+        todo = [
+            (prefix + name, value) for name, value in reversed(own) if name not in _OWN and isinstance(value, _HOLDERS)
+        ]
+        while todo:
+            name, value = todo.pop()
+            if isinstance(value, nn.Module):
+                found = () if id(value) in parts else value.named_parameters(name)
+                with DisableTorchFunction():
+                    yield from (name for name, p in found if p.is_meta and history_of(p) is not None)
+            elif isinstance(value, _HOLDERS) and id(value) not in met:
+                met.add(id(value))
+                items = dict.items(value) if isinstance(value, dict) else enumerate(value)
+                todo += [(f"{name}.{part}", item) for part, item in reversed([*items])]
 
 
 OUTSIDE = "on the meta device, built outside of deferred()"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xinit.distributions import DTYPES
 from xinit.dtensor import is_sharded, local_of
-from xinit.parameters.sites import Site, Walk, some
+from xinit.parameters.names import Walk
+from xinit.parameters.sites import Site, some
 from xinit.subclasses import PLAIN, held, holds_tensors, plain
 
 
