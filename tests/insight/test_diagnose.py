@@ -100,6 +100,15 @@ FAULTS = {  # the network, its batch, what is planted, and which flag is to come
 }
 
 
+def test_each_kind_of_flag_has_a_fault_and_there_are_enough_sound_networks():
+    from xinit.insight import findings
+
+    planted = {kind for *_, kind, _ in FAULTS.values()} | {"never written"}  # which is below
+    assert planted == set(findings._ORDER)
+    assert len(SOUND) >= 12
+    assert {"gpt2", "resnet50", "vit", "llama", "pre-norm"} <= SOUND.keys()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named_and_mended(fault):
     make, inputs, plant, kind, layer = FAULTS[fault]
@@ -383,7 +392,16 @@ def test_experts_and_other_shapes_of_transformers():
 def test_the_command(tmp_path, monkeypatch, capsys):
     """On a model of the user's, as a subprocess too: the report, a picture, and a status that says whether it is sound."""
     deep = "def Net(depth): return nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(16, 16), nn.ReLU())))"
-    (tmp_path / "my_own_net.py").write_text(f"from torch import nn\n\n{deep}\n")
+    tanh = """
+class Tanh(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x).tanh())
+"""
+    (tmp_path / "my_own_net.py").write_text(f"from torch import nn\n\n{deep}\n{tanh}")
     arguments = ["diagnose", "my_own_net:Net", "depth=20", "--input", "32x16"]
     environment = os.environ | {"PYTHONPATH": str(Path(xinit.__file__).parents[1])}
     plot = ["--plot", "net.png"] if find_spec("matplotlib") else []
@@ -405,6 +423,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     status, out, err = ran(*arguments, "--recipe", "kaiming")
     assert (status, err) == (0, "")
     assert out.startswith("Sequential: 20 layers with weights; sound, no flags\n")
+    status, out, err = ran(*arguments, "--recipe", "recommend")
+    assert (status, err) == (0, "")
+    status, out, err = ran(*arguments, "--recipe", "recommended")
+    assert (status, out) == (2, "")
+    assert err.startswith(
+        "xinit: error: --recipe recommended: there is none of that name, but recommend, torch, xavier, "
+    )
+    status, out, err = ran("diagnose", "my_own_net:Tanh", "--input", "32x16", "--recipe", "kaiming")
+    assert (status, err) == (0, "")
+    std = float(next(line for line in out.splitlines() if line.startswith("first ")).split()[2])
+    assert std == pytest.approx(5 / 3 / 4, rel=0.15)  # tanh's gain: a pass of the batch has seen what is no module
     status, out, err = ran(*arguments[:-1], "32x15")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert re.match(

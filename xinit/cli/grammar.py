@@ -86,7 +86,7 @@ def diagnose(verb: argparse.ArgumentParser) -> None:
         *("--input", "-i"), action="append", required=True, type=shape, metavar="32x784", help="the shape of a batch"
     )
     verb.add_argument("--tokens", action="store_true", help="of numbers of tokens, not of normal numbers")
-    verb.add_argument("--recipe", help="by default the model is as its constructor leaves it")
+    verb.add_argument("--recipe", help="by name, or recommend; by default the model is as its constructor leaves it")
     verb.add_argument("--seed", type=int, default=0, help="of weights and batch")
     verb.add_argument("--forward", action="store_true", help="without gradients")
     verb.add_argument("--plot", metavar="FILE", help="draw activations and gradients by depth")

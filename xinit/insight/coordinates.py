@@ -245,7 +245,7 @@ def _steps(
                 try:
                     value.backward()
                 except Exception as error:
-                    note(error, f"{op}: in the backward pass, after {step} steps")
+                    note(error, f"{op}: in the backward pass of step {step + 1}")
                     raise
                 optimizer.step()
     finally:
