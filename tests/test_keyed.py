@@ -368,6 +368,12 @@ def test_nested_with_the_same_key():
     equal(model, expected(lambda m: init.normal_(m.w)))
 
 
+def test_nothing_is_drawn():
+    model = Layer()
+    with pytest.warns(UserWarning, match="nothing was drawn into the model's"), xinit.accelerate(key=KEY, model=model):
+        torch.randn(3)
+
+
 def test_report():
     def body():
         with xinit.accelerate(report=True) as left:

@@ -123,6 +123,9 @@ def accelerate(*, key: Key | None = None, model: nn.Module | None = None, report
             share a storage; where a sharded parameter would have to be known before it is drawn; within another key's context; if
             other parameters were drawn into, and none of the model's.
 
+    Warns:
+        UserWarning: if nothing was drawn into the model at all; of what torch has drawn, as ``report`` says.
+
     Example:
         >>> import torch, xinit
         >>> with xinit.accelerate():

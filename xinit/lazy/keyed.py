@@ -7,6 +7,7 @@ those of :func:`xinit.materialize_`, and what is filled twice is drawn once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -55,6 +56,7 @@ class Keyed(Recorder):
         refuse_parts("accelerate", model, ((site.name, site.parameter) for site in sites))
         self.places, self.locals = places_of(sites)
         self.stale = False  # whether modules may have got other parameters, so that names are not what they were
+        self.written = False  # whether any of the parameters was written to by what cannot be put off
         self.drawn: set[str] = set()  # the names of what was drawn
         self.elsewhere: list[str] = []  # parameters of others that something was drawn into
 
@@ -88,6 +90,7 @@ class Keyed(Recorder):
             return func(*args, **kwargs)
         tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_of(value)]
         if any(map(is_sharded, tensors)):
+            self.written = self.written or bool(schema_of(func).is_mutable)
             return self._see_sharded(func, args, kwargs)
         if not all(plain(tensor) for tensor in tensors):
             return func(*args, **kwargs)
@@ -95,6 +98,7 @@ class Keyed(Recorder):
             return super()._see(func, args, kwargs)
         places = [place for tensor in tensors if (place := self.places.get(identity(tensor)))]
         if places:
+            self.written = self.written or bool(schema_of(func).is_mutable)
             return self._see_placed(func, args, kwargs, tensors, places)
         if self.locals and any(identity(tensor) in self.locals for tensor in tensors):
             return self._see_local(func, args, kwargs, tensors)
@@ -250,6 +254,11 @@ class Keyed(Recorder):
             raise RuntimeError(
                 f"accelerate: {len(self.elsewhere)} draws went into parameters that are not the model's, the first of shape "
                 f"{self.elsewhere[0]}, and none into the model's: pass the model whose parameters they are, as it is by then"
+            )
+        if self.places and not (self.drawn or self.written):
+            warnings.warn(
+                "accelerate: nothing was drawn into the model's parameters: call its own initialisation within the context",
+                stacklevel=6,
             )
 
     def _moved(self, parameter: Any) -> bool:
