@@ -1,6 +1,6 @@
 """The code of a page, run as it stands, from the repository's root:
 
-    python docs/blocks.py docs/did_it_work.md    # prints what it prints, and draws its pictures
+    python docs/blocks.py docs/worked.md    # prints what it prints, and draws its pictures
 
 Blocks of Python share one namespace. A block of text shows what the block before it prints; "..." stands for lines left out.
 """
