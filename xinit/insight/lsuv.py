@@ -20,6 +20,7 @@ from xinit.observe.meter import Meter
 from xinit.observe.passes import called, check
 from xinit.observe.restore import left_as_it_was
 from xinit.parallel.ranks import Ranks, reshard
+from xinit.parameters.computed import computed_of
 from xinit.parameters.names import canonical_name
 from xinit.parameters.sites import sites_of
 
@@ -63,7 +64,8 @@ def lsuv_(
             outputs are all the same, or not finite. Then, and after any other error, all weights are as they were.
 
     Warns:
-        UserWarning: of modules of several matrices, such as nn.LSTM and nn.MultiheadAttention, which are left as they are.
+        UserWarning: of modules of several matrices, such as nn.LSTM and nn.MultiheadAttention, and of weights that are computed
+            from others, as by ``torch.nn.utils.parametrizations``, which are left as they are.
 
     Source: Mishkin & Matas, "All you need is a good init", 2016, algorithm 1.
 
@@ -82,10 +84,14 @@ def lsuv_(
     if not 0 < tolerance < math.inf:
         raise ValueError(f"lsuv_: tolerance must be above 0, but found {tolerance}")
     check("lsuv_", model, inputs, kwargs)
-    chosen, several = _layers(model)
-    if several:
-        be = "module {} left as it is: a module" if len(several) == 1 else "modules {} left as they are: modules"
-        warnings.warn(f"lsuv_: {be.format(', '.join(several))} of several matrices has no one scale", stacklevel=2)
+    chosen, several, computed = _layers(model)
+    for left, why in (
+        (several, "several matrices have no one scale"),
+        (computed, "the weight is computed from others"),
+    ):
+        if left:
+            be = "module {} left as it is" if len(left) == 1 else "modules {} left as they are"
+            warnings.warn(f"lsuv_: {be.format(', '.join(left))}: {why}", stacklevel=2)
     held = [parameter for layer in chosen for parameter in layer.weights.values()]
     before = [(parameter, parameter.detach().clone()) for parameter in held]
     ranks = Ranks(model.parameters(), "lsuv_")
@@ -108,18 +114,21 @@ def lsuv_(
     return model
 
 
-def _layers(model: nn.Module) -> tuple[list[Layer], list[str]]:
-    """The modules that multiply by one matrix, in the model's order, and the names of those that do by several.
+def _layers(model: nn.Module) -> tuple[list[Layer], list[str], list[str]]:
+    """The modules that multiply by one matrix, in the model's order, and the names of those that do by several, or by one that is
+    computed.
 
     A tied weight is scaled where it comes first.
     """
     names = {module: canonical_name(name) for name, module in model.named_modules()}
     taken: set[int] = set()
-    found, several = [], []
+    found, several, computed = [], [], [name for module, name in names.items() if computed_of(module)]
     for module, weights in layers_of(dict(model.named_modules())).items():
         layer = Layer(names[module] or "(model)", module, weights)
         matrices = [parameter for parameter in weights.values() if parameter.dim() > 1]
         leaf = next(module.children(), None) is None
+        if computed_of(module) or "parametrizations" in layer.name.split("."):
+            continue
         if isinstance(module, nn.MultiheadAttention) or (leaf and len(matrices) > 1 and not layer.is_embedding):
             several.append(layer.name)
         alone = leaf and len(matrices) == 1
@@ -127,7 +136,7 @@ def _layers(model: nn.Module) -> tuple[list[Layer], list[str]]:
         if alone and not layer.is_embedding and not is_norm(module) and id(matrices[0]) not in taken:
             taken.add(id(matrices[0]))
             found.append(layer)
-    return found, several
+    return found, several, computed
 
 
 def _start(model: nn.Module, chosen: Iterable[Layer], start: str, key: Key) -> None:
@@ -192,8 +201,7 @@ class _Scaling:
 
     def _std(self, layer: Layer, output: Any) -> float:
         meter = Meter()
-        values = next(tensor for tensor in tensors(output) if tensor.is_floating_point())
-        meter.measure(values)
+        meter.measure(next(t for t in tensors(output) if t.is_floating_point() or t.is_complex()))
         (moments,) = meter.read(self.ranks)
         if not moments.finite or not moments.std > 1e-6 * max(moments.rms, 1e-30):
             what = "all the same" if moments.finite else "not finite"

@@ -90,7 +90,7 @@ def recommend(model: nn.Module, *inputs: Any, **kwargs: Any) -> Recommendation:
     """
     seen = watched("recommend", model, inputs, kwargs)
     own = OwnInit(seen.model)
-    names = {id(site.parameter): site.name for site in sites_of(seen.model, "recommend")}
+    names = {id(site.parameter): site.name for site in sites_of(seen.model, "recommend", computed=True)}
     inner = {call for call in seen.watch.calls for call in call.source.calls}
     heads = {call.layer for call in seen.watch.calls if call not in inner}
     branches = {call.layer: len(sums) for sums in paths(seen.watch.streams) for one in sums for call in one.writers}

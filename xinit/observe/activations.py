@@ -63,8 +63,11 @@ def probe(call: Callable[[Tensor], Tensor], name: str) -> Activation | None:
         return None
     slopes = values.double().diff() / _STEP
     steepest = slopes.abs().max()
+    near = slopes[(grid[:-1].abs() <= 1)].abs().max()
     if steepest == 0 or bool((slopes - slopes[0]).abs().max() < 1e-4 * steepest):
         return None
+    if near > 0:  # that of a square grows without bound, and is no measure of what is flat
+        steepest = torch.minimum(steepest, 2 * near)
     live = (slopes.abs() >= _FLAT * steepest).nonzero().flatten()
     first, last = int(live[0]), int(live[-1])
     low = -math.inf if first == 0 else float(grid[first])

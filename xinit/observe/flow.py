@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xinit._torch import ConvNd, NormBase
 from xinit.observe.activations import Activation
+from xinit.parameters.computed import computed_of
 
 ADDITIONS = frozenset(("add", "add_", "__add__", "__iadd__", "__radd__"))
 NORMS = re.compile(r"(native_)?(layer|rms|batch|group|instance)_norm")
@@ -187,6 +188,19 @@ def layers_of(named: Mapping[str, nn.Module]) -> dict[nn.Module, dict[str, nn.Pa
     """The modules that hold weights themselves, and these."""
     owned = ((m, {leaf: p for leaf, p in m._parameters.items() if p is not None}) for m in named.values())
     return {module: weights for module, weights in owned if weights}
+
+
+def computed_in(named: Mapping[str, nn.Module]) -> dict[tuple[nn.Module, str], tuple[nn.Module, str]]:
+    """The parameters that stand for weights which are computed from them, as those of ``torch.nn.utils.parametrizations``: from
+    where they are to the module whose weight that is, and the weight's name."""
+    found = {}
+    for module in named.values():
+        for name, weight in computed_of(module).items():
+            for leaf, parameter in weight.parameters.items():
+                if parameter is weight.like:
+                    owner, _, last = leaf.rpartition(".")
+                    found[module.get_submodule(owner), last] = module, name
+    return found
 
 
 def fans(layer: Layer) -> tuple[int, int] | None:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from xinit.generators import governed
 from xinit.keys import Key
 
+_EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+
 
 @contextmanager
 def left_as_it_was(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
-    """Buffers, training modes, requires_grad, gradients and generators are afterwards what they were before.
+    """Buffers, attributes, training modes, requires_grad, gradients and generators are afterwards what they were before. So are
+    the weights of embeddings with a ``max_norm``, which a pass rescales.
 
     Within, torch's generators follow one key, so that dropout is the same every time.
 
@@ -28,7 +31,9 @@ def left_as_it_was(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
     modules = list(model.modules())
     training = [module.training for module in modules]
     owned = [(dict(module._buffers), dict(module._parameters)) for module in modules]
+    kept = [(dict(module._modules), dict(vars(module))) for module in modules]
     held = {id(b): b for buffers, _ in owned for b in buffers.values() if b is not None}
+    held |= {id(m.weight): m.weight for m in modules if getattr(m, "max_norm", None) and isinstance(m, _EMBEDDINGS)}
     saved = [(buffer, buffer.detach().clone()) for buffer in held.values()]
     parameters = list(model.parameters())
     wanted = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
@@ -43,7 +48,9 @@ def left_as_it_was(model: nn.Module, *, weights: bool = True) -> Iterator[None]:
         random.setstate(states[0])
         if numpy:
             numpy.random.set_state(states[1])
-        for module, mode, (buffers, own) in zip(modules, training, owned, strict=True):
+        for module, mode, (buffers, own), (children, attributes) in zip(modules, training, owned, kept, strict=True):
+            _put_back(module._modules, children)
+            _put_back(vars(module), attributes)
             module.training = mode
             _put_back(module._buffers, buffers)
             if weights:

@@ -24,6 +24,7 @@ from xinit.observe.flow import (
     Stream,
     Tag,
     comes_from,
+    computed_in,
     is_norm,
     layers_of,
     merged,
@@ -53,10 +54,13 @@ class Watch(TorchFunctionMode):
         self.streams: list[Stream] = []
         self.reached: list[str] = []
         self.parameters: dict[int, nn.Parameter] = {}  # that require gradients, as the model has used them
-        self._names = {module: canonical_name(name) for name, module in model.named_modules()}
-        self._owned = layers_of({name: module for name, module in model.named_modules()})
+        named = dict(model.named_modules())
+        self._names = {module: canonical_name(name) for name, module in named.items()}
+        self._owned = layers_of(named)
+        self._computed = computed_in(named)
         self._layers: dict[Any, Layer] = {}
-        self._by_parameter: dict[int, tuple[nn.Module, str]] = {}
+        # Some compute a weight before their module is entered.
+        self._by_parameter = {id(module._parameters[leaf]): (module, leaf) for module, leaf in self._computed}
         self._tags: Any = WeakTensorKeyDictionary()
         self._whole: list[tuple[nn.Module, Tag, Call | Activation | None]] = []  # modules that are seen as a whole
         self._probed: dict[Any, Activation | None] = {}
@@ -87,11 +91,14 @@ class Watch(TorchFunctionMode):
         """The layer that a module is, or that one of its weights is."""
         weights = self._owned[module]
         own = leaf not in ("", "weight") and sum(p.dim() > 1 for p in weights.values()) > 0
-        if (module, leaf if own else "") not in self._layers:
-            name = ".".join(filter(None, (self._names[module], leaf if own else "")))
+        place = module, leaf if own else ""
+        if place not in self._layers:
+            owner, name = self._computed.get(place, place)
+            full = ".".join(filter(None, (self._names[owner], name if name != "weight" else "")))
             held = {leaf: weights[leaf]} if own else weights
-            self._layers[module, leaf if own else ""] = Layer(name or "(model)", module, held)
-        return self._layers[module, leaf if own else ""]
+            held = {self._computed.get((module, leaf), (module, leaf))[1]: p for leaf, p in held.items()}
+            self._layers[place] = Layer(full or "(model)", owner, held)
+        return self._layers[place]
 
     def start(self, inputs: Any) -> None:
         """What the model is called with."""

@@ -28,7 +28,7 @@ def gains(recipe: str, model: nn.Module, activations: Mapping[str, Any] | None, 
     if inputs is not None:
         return _seen(recipe, model, inputs)
     if activations is None:
-        return _in_order(model)
+        return _in_order(recipe, model)
     names = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     if unknown := activations.keys() - names:
         raise ValueError(
@@ -52,11 +52,14 @@ def _seen(recipe: str, model: nn.Module, inputs: Any) -> dict[str, float]:
         if layer.activation is not None
         for parameter in layer.weights.values()
     }
-    return {site.name: found[id(site.parameter)] for site in sites_of(model, recipe) if id(site.parameter) in found}
+    sites = sites_of(model, recipe, computed=True)
+    return {site.name: found[id(site.parameter)] for site in sites if id(site.parameter) in found}
 
 
-def _in_order(model: nn.Module) -> dict[str, float]:
+def _in_order(recipe: str, model: nn.Module) -> dict[str, float]:
     """By the order of modules. In a model without activations that are modules, ReLU is taken to follow each but the last."""
+    sites = sites_of(model, recipe, computed=True)
+    drawn = {part.name: site.name for site in sites for part in site.parts}  # others where a weight is computed from it
     found: dict[str, float] = {}
     waiting: list[str] = []
     several = False
@@ -70,6 +73,7 @@ def _in_order(model: nn.Module) -> dict[str, float]:
         matrices = [leaf for leaf, p in module._parameters.items() if p is not None and p.dim() > 1]
         if matrices and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             waiting = [f"{prefix}.{leaf}" if prefix else leaf for leaf in matrices]
+            waiting = [drawn.get(name, name) for name in waiting]
             found |= dict.fromkeys(waiting, 1.0)
     if several:
         return found

@@ -1,0 +1,124 @@
+"""What people do to their models: weights that are computed, renormalised or quantised, values kept from a pass, rectifiers that
+are squared. Seen as it is, or refused in words; and what a pass changes is put back."""
+
+import warnings
+
+import pytest
+import torch
+from networks import batch, tokens
+from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations, prune
+
+import xinit
+
+KEY = xinit.Key(0)
+LOOKS = {
+    "diagnose": lambda model, *inputs, **kwargs: xinit.diagnose(model, *inputs, **kwargs),
+    "recommend": lambda model, *inputs, **kwargs: xinit.recommend(model, *inputs, **kwargs),
+    "lsuv_": lambda model, *inputs, **kwargs: xinit.lsuv_(model, *inputs, key=KEY, **kwargs),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_an_embedding_that_a_pass_renormalises_is_put_back(look):
+    model = nn.Sequential(nn.Embedding(100, 16, max_norm=1.0), nn.Linear(16, 4))
+    before = model[0].weight.detach().clone()
+    LOOKS[look](model, tokens())
+    assert torch.equal(model[0].weight, before)
+
+
+class Keeps(nn.Module):
+    """What many do in a forward pass: count, keep an auxiliary loss with its history, and make a layer at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.calls, self.auxiliary = nn.Linear(8, 8), None, 0, None
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.last is None:
+            self.last = nn.Linear(8, 4)
+        self.calls, self.auxiliary, self.more = self.calls + 1, x.square().mean(), 1
+        return self.last(x)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_a_pass_keeps_in_a_model_is_let_go(look):
+    model = Keeps()
+    LOOKS[look](model, batch(16, 8))
+    assert (model.calls, model.auxiliary, model.last, hasattr(model, "more")) == (0, None, None, False)
+    assert [*model._modules] == ["first"]
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return torch.relu(x).square()
+
+
+def test_the_unbounded_slope_of_a_squared_relu_makes_no_unit_dead():
+    model = xinit.init_(nn.Sequential(nn.Linear(32, 32), Squared(), nn.Linear(32, 4)), "torch", KEY)
+    assert xinit.diagnose(model, batch(64, 32)).sound
+    model[0].bias.data.fill_(-20)
+    assert ("dead", "0") in [(flag.kind, flag.layer) for flag in xinit.diagnose(model, batch(64, 32)).flags]
+
+
+COMPUTED = {
+    "parametrized": lambda layer: parametrizations.weight_norm(layer),
+    "spectral": lambda layer: parametrizations.spectral_norm(layer),
+    "weight_norm": utils.weight_norm,
+    "spectral_norm": utils.spectral_norm,
+    "pruned": lambda layer: prune.random_unstructured(layer, "weight", amount=0.1),
+}
+
+
+def computed(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, that some are deprecated
+        first, second = COMPUTED[name](nn.Conv2d(3, 16, 3)), COMPUTED[name](nn.Linear(576, 64))
+    return nn.Sequential(first, nn.ReLU(), nn.Flatten(), second, nn.GELU(), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_weight_that_is_computed_is_its_layers(name):
+    """Named as init_ names it, with its layer's fans, and drawn by what follows."""
+    model, x = computed(name), batch(16, 3, 8, 8)
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 64), nn.GELU(), nn.Linear(64, 4))
+    report, expected = xinit.diagnose(model, x), xinit.diagnose(plain, x)
+    assert [(row.name, row.fan_in, row.fan_out, row.activation, row.own_std) for row in report.rows if row.calls] == [
+        (row.name, row.fan_in, row.fan_out, row.activation, row.own_std) for row in expected.rows
+    ]
+    recipe, wanted = xinit.recommend(model, x), xinit.recommend(plain, x)
+    assert {row.name: (row.activation, row.method, row.std) for row in recipe.rows} == {
+        row.name: (row.activation, row.method, row.std) for row in wanted.rows
+    }
+    for how in (recipe, xinit.recipes.kaiming(inputs=x), "kaiming"):
+        xinit.init_(model, how, KEY)
+        xinit.init_(plain, wanted if how is recipe else how, KEY)
+        part = {"weight_norm": "weight_v", "spectral_norm": "weight_orig", "pruned": "weight_orig"}.get(name)
+        for i in (0, 3):
+            held = model[i]._parameters if part else model[i].parametrizations.weight._parameters
+            assert torch.equal(held[part or [*held][-1]], plain[i].weight)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_lsuv_says_that_it_leaves_computed_weights(name):
+    model, x = computed(name), batch(16, 3, 8, 8)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.warns(UserWarning, match="lsuv_: modules 0, 3 left as they are: .* computed"):
+        xinit.lsuv_(model, x, key=KEY)
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert changed == ["5.weight", "5.bias"]
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are")
+def test_complex_models_have_unit_variance_too():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).to(torch.complex64)
+    x = torch.complex(batch(64, 8), batch(64, 8).flip(0))
+    xinit.lsuv_(model, x, key=KEY)
+    assert torch.view_as_real(model(x)).var(unbiased=False).item() == pytest.approx(1, abs=0.011)
