@@ -178,3 +178,9 @@ def test_private_names_of_torch(module):
 )
 def test_private_names_are_seen(line):
     assert [*private_names(ast.parse(line))]
+
+
+def test_names_of_tests():
+    """pytest imports test modules by their names alone: a second one of a name stops all."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
