@@ -1,11 +1,13 @@
 """What people do to their models: weights that are computed, renormalised or quantised, values kept from a pass, rectifiers that
 are squared. Seen as it is, or refused in words; and what a pass changes is put back."""
 
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import batch, tokens
+from networks import SMALL, batch, of_transformers, tokens
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, prune
@@ -122,3 +124,117 @@ def test_complex_models_have_unit_variance_too():
     x = torch.complex(batch(64, 8), batch(64, 8).flip(0))
     xinit.lsuv_(model, x, key=KEY)
     assert torch.view_as_real(model(x)).var(unbiased=False).item() == pytest.approx(1, abs=0.011)
+
+
+def test_rows_of_padding_are_not_where_gradients_explode():
+    """Their embedding is zero, which norms magnify: on the way back without bound, to a row that does not learn."""
+    model = of_transformers("LlamaForCausalLM", **SMALL, vocab_size=100, num_key_value_heads=2, pad_token_id=0)
+    assert xinit.diagnose(model, tokens()).sound  # 0 is among them
+    only = nn.Sequential(nn.Embedding(100, 16, padding_idx=0), nn.Linear(16, 4))
+    assert xinit.diagnose(only, torch.zeros(2, 8, dtype=torch.long)).rows[0].grad_rms > 0
+
+
+def test_adapters_begin_as_they_do():
+    peft = pytest.importorskip("peft")
+    base = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["0"]))
+    xinit.init_(model, xinit.recommend(model, batch(16, 32)), KEY)
+    named = dict(model.named_parameters())
+    assert not named["base_model.model.0.lora_B.default.weight"].any()
+    assert named["base_model.model.0.lora_A.default.weight"].std() > 0
+
+
+class Heads(nn.Module):
+    """With a matrix and a bias for each head."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 8, 8)), nn.Parameter(torch.ones(4, 8))
+
+    def forward(self, x):
+        return (torch.einsum("bi,hij->bhj", x, self.weight) + self.bias).flatten(1)
+
+
+def test_a_bias_for_each_head_is_a_bias():
+    model = nn.Sequential(nn.Linear(8, 8), Heads(), nn.Linear(32, 4))
+    recipe = xinit.recommend(model, batch(16, 8))
+    assert recipe["1.bias"] == xinit.zeros()
+    assert not xinit.init_(model, recipe, KEY)[1].bias.any()
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 16)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state)
+
+
+def test_a_cell_that_runs_again_and_again_is_no_head():
+    why = {row.name: row.why for row in xinit.recommend(Cell(), batch(4, 6, 8)).rows}
+    assert (why["cell.weight_hh"], why["head.weight"]) == ("no activation", "head")
+
+
+class Wrapped(nn.Module):
+    def forward(self, x):
+        return SimpleNamespace(value=x)
+
+
+def small():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def test_whatever_goes_on_around_it():
+    model, x = small(), batch(16, 8)
+    plain = xinit.diagnose(model, x)
+    with torch.no_grad():
+        assert xinit.diagnose(model, x) == plain
+        assert xinit.coordinate_check(lambda width: small(), (8, 16), x).rows
+    with torch.device("meta"):
+        assert xinit.diagnose(model, x) == plain
+        xinit.lsuv_(model, x, key=KEY)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"diagnose: .*torch\.inference_mode"):
+        xinit.diagnose(model, x)
+
+
+@pytest.mark.parametrize(
+    ("behind", "loss", "error", "words"),
+    [
+        (nn.Identity(), "mse", TypeError, "diagnose: loss must be a function of the model's output, but found str"),
+        (nn.Identity(), nn.MSELoss(), TypeError, "target"),
+        (Wrapped(), None, ValueError, "the output, a SimpleNamespace, has no gradient.*pass loss="),
+    ],
+)
+def test_a_loss_or_output_of_another_kind(behind, loss, error, words):
+    model = nn.Sequential(nn.Linear(8, 4), behind)
+    with pytest.raises(error, match=words) as caught:
+        xinit.diagnose(model, batch(4, 8), loss=loss)
+    if "target" in words and sys.version_info >= (3, 11):
+        assert caught.value.__notes__ == ["diagnose: in the loss"]
+
+
+def test_a_batch_of_one_and_the_same_example_is_said_as_such():
+    """A batch norm takes all of it away, which is not the fault of the layer before it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    (flag,) = (flag for flag in xinit.diagnose(model, torch.ones(16, 8)).flags if flag.kind == "vanishing")
+    assert flag.layer == "1"
+    assert "the same" in flag.cause
+    assert "batch" in flag.fix
+
+
+def test_a_function_without_a_slope_is_not_the_fault_of_the_layer_behind_it():
+    class Rounds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.last((4 * self.first(x)).round())
+
+    (flag,) = xinit.diagnose(Rounds(), batch(16, 8)).flags
+    assert (flag.kind, flag.layer) == ("vanishing", "first")
+    assert "without a slope" in flag.cause

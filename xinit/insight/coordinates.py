@@ -164,7 +164,8 @@ def coordinate_check(
             inner = {name: layer for name, layer in _layers(model) if (layer and fans(layer)) is not None}
             base = base or {name: (fans(layer) or (1, 1))[0] for name, layer in inner.items()}
             chosen = optimizer(model) if optimizer is not None else _mup_adam(model, base, lr)
-            found = _steps(f"coordinate_check, width {width}", model, inputs, kwargs, steps, chosen, loss)
+            with torch.enable_grad():
+                found = _steps(f"coordinate_check, width {width}", model, inputs, kwargs, steps, chosen, loss)
         if sizes and sizes.keys() != found.keys():
             differing = sorted({name for _, name in sizes.keys() ^ found.keys()})
             raise ValueError(f"coordinate_check: not all widths have the layers {', '.join(differing[:5])}")

@@ -51,9 +51,9 @@ def diagnose(
     it holds some numbers a layer, and no activations.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is no module, or ``loss`` no function.
         ValueError: without parameters, without a batch or with an empty one, for inputs that hold NaN or infinity, for lazy
-            parameters, and for an output or loss without a gradient.
+            parameters, and for an output or loss without a gradient, as within ``torch.inference_mode``.
         RuntimeError: for parameters without memory.
         Exception: the model's own, with a note of the layer that was reached.
 

@@ -13,6 +13,7 @@ from xinit.observe.meter import Moments
 
 LOW, HIGH = 1e-3, 1e3  # of a signal or gradient, beside where it set out
 DEAD, SATURATED = 0.6, 0.5
+SEEN = 0.01  # the RMS of what is no longer small beside a norm's epsilon
 GROWN = 3.0  # times what as many branches of unit size add up to
 
 _ORDER = (
@@ -153,7 +154,12 @@ class Findings:
         sizes = {call: size for call in self.calls if (size := self._size(call)) is not None}
         for call, size in sizes.items():
             before = [sizes.get(other, 1.0) for other in call.source.calls]
-            if size < LOW and all(other >= LOW for other in before) and not self._begins_at_zero(call):
+            if size < LOW and call.layer.is_norm and (entered := self._of(call.entered)) and entered.rms > SEEN:
+                cause = (
+                    "what it normalises is all the same, as where all examples of a batch are: nothing is left of it"
+                )
+                self._flag("vanishing", call.layer, cause, "# give it a batch of different examples")
+            elif size < LOW and all(other >= LOW for other in before) and not self._begins_at_zero(call):
                 self._blame("vanishing", call, size)
             if size > HIGH and all(other <= HIGH for other in before):
                 self._blame("exploding", call, size)
@@ -295,7 +301,14 @@ class Findings:
                 here = following
             if any(not gain and not self.weights[c.layer].matrices.norm for c, gain in way):
                 continue  # a last layer that begins at zero lets gradients through after its first step
-            if way:
+            lost = [
+                (one, other) for one, (other, gain) in zip((call, *(c for c, _ in way)), way, strict=False) if not gain
+            ]
+            if lost:
+                (one, other), fix = lost[-1], "# put a function that has a slope between them"
+                cause = f"no gradient comes back to it from {other.layer.name}: a function without a slope lies between"
+                self._flag(kind, one.layer, cause, fix)
+            elif way:
                 self._flag_way(kind, way, call, first[call], "gradient")
 
     # ---- words ----

@@ -16,6 +16,7 @@ from xinit.observe.passes import watched
 from xinit.parameters.plans import describe
 from xinit.parameters.sites import sites_of
 from xinit.parameters.table import table
+from xinit.recipes.guesses import LORA
 from xinit.recipes.own import OwnInit
 
 
@@ -92,14 +93,19 @@ def recommend(model: nn.Module, *inputs: Any, **kwargs: Any) -> Recommendation:
     own = OwnInit(seen.model)
     names = {id(site.parameter): site.name for site in sites_of(seen.model, "recommend", computed=True)}
     inner = {call for call in seen.watch.calls for call in call.source.calls}
-    heads = {call.layer for call in seen.watch.calls if call not in inner}
+    heads = {call.layer for call in seen.watch.calls if call not in inner} - {call.layer for call in inner}
     branches = {call.layer: len(sums) for sums in paths(seen.watch.streams) for one in sums for call in one.writers}
     found: dict[str, tuple[Distribution, Advice]] = {}
     for layer in seen.layers:
         for leaf, parameter in layer.weights.items():
             name = names.pop(id(parameter), None)  # a tied one is where it comes first
-            advice = name and _advice(layer, leaf, branches.get(layer, 1), layer in heads, own)
-            if name and advice:
+            if name is None:
+                continue
+            if LORA.fullmatch(name):
+                advice = _adapter(name, own_distribution(layer, leaf, own))
+            else:
+                advice = _advice(layer, leaf, branches.get(layer, 1), layer in heads, own)
+            if advice is not None:
                 what, why = advice
                 kind = layer.activation if parameter.dim() > 1 else None
                 std = what.resolve(parameter.shape).std
@@ -110,7 +116,8 @@ def recommend(model: nn.Module, *inputs: Any, **kwargs: Any) -> Recommendation:
 def _advice(layer: Layer, leaf: str, branches: int, head: bool, own: OwnInit) -> tuple[Distribution, str] | None:
     """What a weight is to be drawn from, and why; None for what the model's own code computes."""
     drawn = own_distribution(layer, leaf, own)
-    if layer.weights[leaf].dim() < 2:
+    matrix = max(2, *(parameter.dim() for parameter in layer.weights.values()))
+    if layer.weights[leaf].dim() < (matrix if "bias" in leaf else 2):  # there may be a bias for each head
         return _vector(layer, leaf, drawn, own)
     if layer.is_embedding:
         return drawn or normal(std=0.02), "embedding, as its own code"
@@ -123,6 +130,13 @@ def _advice(layer: Layer, leaf: str, branches: int, head: bool, own: OwnInit) ->
     if kind is not None:
         return suited(layer).distribution, f"{kind.name} {'rectifies' if kind.rectifies else 'follows'}"
     return suited(layer).distribution, "head" if head else "no activation"
+
+
+def _adapter(name: str, drawn: Distribution | None) -> tuple[Distribution, str] | None:
+    """LoRA adds nothing at first; None for what else adapters have."""
+    parts = name.split(".")
+    what = zeros() if "lora_B" in parts else drawn if "lora_A" in parts else None
+    return None if what is None else (what, "adapter")
 
 
 def _vector(layer: Layer, leaf: str, drawn: Distribution | None, own: OwnInit) -> tuple[Distribution, str] | None:

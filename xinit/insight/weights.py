@@ -40,7 +40,7 @@ def weigh(layer: Layer, meter: Meter) -> tuple[dict[str, int], int]:
         each = {leaf: meter.measure(parameter) for leaf, parameter in layer.weights.items()}
         matrix = next((parameter for parameter in layer.weights.values() if parameter.dim() > 1), None)
         rows = None if matrix is None or layer.is_embedding else _by_units(layer, local(matrix))
-        equal = (0, torch.zeros(())) if rows is None else (rows.shape[0] * rows.shape[1], _equal(rows))
+        equal = (0, torch.zeros((), device="cpu")) if rows is None else (rows.shape[0] * rows.shape[1], _equal(rows))
         return each, meter.note(*equal)
 
 

@@ -84,10 +84,10 @@ class Meter:
         places: dict[torch.device, list[int]] = {}
         for i, value in enumerate(self._sums):
             places.setdefault(value.device, []).append(i)
-        values = torch.zeros(len(self._sums), dtype=torch.float64)
+        values = torch.zeros(len(self._sums), dtype=torch.float64, device="cpu")
         for indices in places.values():
             values[indices] = torch.stack([self._sums[i].float() for i in indices]).cpu().double()
-        counts = torch.tensor(self._counts, dtype=torch.float64)
+        counts = torch.tensor(self._counts, dtype=torch.float64, device="cpu")
         sums = torch.stack((counts, values[0::2], values[1::2].square()))
         count, total, squares = ranks.total(sums).tolist()
         return [

@@ -57,6 +57,10 @@ def watched(
     """
     model = unwrapped(model)
     check(op, model, inputs, kwargs)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"{op}: loss must be a function of the model's output, but found {type(loss).__name__}")
+    if backward and torch.is_inference_mode_enabled():
+        raise ValueError(f"{op}: within torch.inference_mode there are no gradients: leave it, or pass backward=False")
     meter = Meter()
     watch = Watch(model, meter)
     ranks = Ranks(model.parameters(), op)
@@ -147,7 +151,7 @@ def _forward(op: str, model: nn.Module, watch: Watch, inputs: Any, kwargs: Any) 
 def _backward(op: str, watch: Watch, output: Any, loss: Callable[[Any], Tensor] | None) -> None:
     """Without touching ``.grad``: an optimizer that works within the backward pass is not woken."""
     if loss is not None:
-        value = loss(output)
+        value = _lost(op, loss, output)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{op}: loss must give a tensor of one element, but found {shape}")
@@ -156,6 +160,11 @@ def _backward(op: str, watch: Watch, output: Any, loss: Callable[[Any], Tensor] 
         ends = [t for t in tensors(output) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
         key = Key(0).fold_in("diagnose")
         directions = [normal_(torch.empty_like(end), key=key.fold_in(i)) for i, end in enumerate(ends)]
+    if not ends and loss is None and next(tensors(output), None) is None:
+        raise ValueError(
+            f"{op}: the output, a {type(output).__name__}, has no gradient, for no tensor is found in it: pass loss=, a function "
+            f"from it to a number, or backward=False"
+        )
     if not ends:
         raise ValueError(
             f"{op}: the {'loss' if loss else 'output'} has no gradient: no parameter requires one, or something that cannot be "
@@ -168,6 +177,14 @@ def _backward(op: str, watch: Watch, output: Any, loss: Callable[[Any], Tensor] 
     except Exception as error:
         got = next((call.layer.name for call in watch.calls if call.gradient is not None), None)
         note(error, f"{op}: in the backward pass, " + (f"behind {got}, which got one" if got else "at its beginning"))
+        raise
+
+
+def _lost(op: str, loss: Callable[[Any], Tensor], output: Any) -> Any:
+    try:
+        return loss(output)
+    except Exception as error:
+        note(error, f"{op}: in the loss")
         raise
 
 

@@ -66,7 +66,7 @@ class Watch(TorchFunctionMode):
         self._probed: dict[Any, Activation | None] = {}
         self._handles: list[Any] = []
         self._listening = True
-        self._one = frozenset((meter.note(1, torch.ones(()), torch.ones(())),))
+        self._one = frozenset((meter.note(1, torch.ones((), device="cpu"), torch.ones((), device="cpu")),))
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ class Watch(TorchFunctionMode):
                 for tensor in tensors(output):
                     self._after(what, tag, tensor)
             elif what is not None:
-                self._left(what, output)
+                self._left(what, output, _padded(module, args, kwargs))
             else:
                 for tensor in tensors(output):
                     self._tags[tensor] = Tag(tag.calls, self._one)
@@ -177,7 +177,7 @@ class Watch(TorchFunctionMode):
         self.calls.append(call)
         return call
 
-    def _left(self, call: Call, output: Any) -> None:
+    def _left(self, call: Call, output: Any, padded: Tensor | None = None) -> None:
         found = [tensor for tensor in tensors(output) if tensor.is_floating_point() or tensor.is_complex()]
         if not found:
             return
@@ -190,10 +190,12 @@ class Watch(TorchFunctionMode):
             self._tags[tensor] = tag
         if found[0].requires_grad:
             hook: Any = found[0].register_hook
-            self._handles.append(hook(lambda gradient: self._gradient(call, gradient)))
+            self._handles.append(hook(lambda gradient: self._gradient(call, gradient, padded)))
 
-    def _gradient(self, call: Call, gradient: Tensor) -> None:
+    def _gradient(self, call: Call, gradient: Tensor, padded: Tensor | None) -> None:
         with torch.no_grad(), DisableTorchFunction():
+            if padded is not None and padded.shape == gradient.shape[:-1] and not padded.all():
+                gradient = gradient[~padded]
             call.gradient = self.meter.measure(gradient)
 
     # ---- activations ----
@@ -328,6 +330,15 @@ class Watch(TorchFunctionMode):
         made = Stream(before, start, self.meter.measure(result), branch.calls, branch.scale)
         self.streams.append(made)
         return Tag(branch.calls if before is not None else branch.calls | stream.calls, stream.scale, made)
+
+
+def _padded(module: nn.Module, args: Any, kwargs: Any) -> Tensor | None:
+    """Which tokens of an embedding are padding. Zero rows come of them, which norms magnify on the way back, for nothing: these
+    rows do not learn."""
+    if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+        return None
+    chosen: Tensor = next(tensors((args, kwargs))) == module.padding_idx
+    return chosen if type(chosen) is Tensor else None
 
 
 def _latest(tag: Tag) -> Call | None:

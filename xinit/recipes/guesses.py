@@ -32,7 +32,7 @@ _MATRIX = re.compile(
     r"|\w*(token|tok|pos|emb)(s|ed|eds|edding|eddings|ition|itions)?(_\w+)?|\w*rel(ative)?_\w*(bias|pos|attn)\w*"
 )
 _BIAS = re.compile(r"(\w+_)?bias(_\w+)?")
-_LORA = re.compile(r"(.*\.)?lora_\w+(\..*)?")
+LORA = re.compile(r"(.*\.)?lora_\w+(\..*)?")
 
 
 class Judge:
@@ -46,7 +46,7 @@ class Judge:
         """Why the recipe must not decide this parameter, to which it gives `what`, without a fan `resolved`; "" if it may."""
         if not isinstance(what, Distribution) or not isinstance(resolved, Distribution) or not site.parameter.numel():
             return ""
-        if "lora_" in site.name and _LORA.fullmatch(site.name):
+        if "lora_" in site.name and LORA.fullmatch(site.name):
             return f"{recipe} does not know LoRA, half of whose matrices start as zeros: {_skip(site)}"
         own, complete = self.own.of(site.parameter)
         told = complete or id(site.parameter) in self._written
