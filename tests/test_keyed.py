@@ -54,6 +54,18 @@ def two_parts(m):
     m.w[8:].uniform_(-1, 1)
 
 
+def orthogonal_parts(m):
+    for part in m.w.split(5):
+        init.orthogonal_(part)
+
+
+def noise_after_noise(m):
+    m.w.normal_()
+    for _ in range(2):
+        m.w.norm()
+        m.w.add_(torch.randn_like(m.w))
+
+
 def masked(m):
     m.w.normal_()
     m.w.mul_(torch.rand(ROWS, COLUMNS) < 0.5)
@@ -97,6 +109,9 @@ BODIES = {
     "a factor": lambda m: (init.normal_(m.w, std=0.02), m.w.div_(math.sqrt(2 * 7))),
     "a copy of a draw": lambda m: m.w.copy_(torch.randn(ROWS, COLUMNS) * 0.1),
     "fused": fused,
+    "orthogonal parts": orthogonal_parts,
+    "orthogonal parts of zeros": lambda m: (m.w.zero_(), orthogonal_parts(m)),
+    "noise after noise": noise_after_noise,
     "masked": masked,
     "normalised": normalised,
     "of another one": templates,
@@ -142,6 +157,19 @@ def test_a_look_changes_nothing(name):
     assert torch.equal(torch.tensor(seen[0]), model.w)
     assert seen[1] == model.w.sum().item()
     equal(model, expected(body))
+
+
+def test_noise_upon_noise_is_another():
+    """What comes back from a parameter's own values is no reason to draw the same again."""
+    model = Layer()
+    seen = []
+    with torch.no_grad(), xinit.accelerate(key=KEY, model=model):
+        init.zeros_(model.w)
+        for _ in range(3):
+            model.w.copy_(model.w + torch.randn(ROWS, COLUMNS))
+            seen.append(model.w.clone())
+    noises = [seen[0], seen[1] - seen[0], seen[2] - seen[1]]
+    assert abs(torch.corrcoef(torch.stack(noises).flatten(1)).fill_diagonal_(0)).max() < 0.25
 
 
 def test_every_look_finds_it_drawn():

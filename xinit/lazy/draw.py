@@ -25,6 +25,7 @@ class Target:
         self.wrapper = wrapper  # the tensor itself, or the wrapper subclass that holds it
         self.whole = record.ref
         self.store = record.ref.store
+        self.draws = 0  # how many operators drew for it by numbers of their own: the number of the next one
 
     def writes(self, key: Key) -> list[Write]:
         """Its parts, to be drawn from the model's key."""
@@ -123,12 +124,11 @@ def _keys_of(again: list[Target], owned: set[Store], key: Key) -> dict[Node, tup
                 own |= {n: (t, whole) for n in whole.store.until(time) if n.fill and box(n.fill[0], whole)}
     known: set[Node] = set()
     for target in again:
-        count = 0
         for node in needed(target.store, target.record.time, known):
             known.add(node)
             if node in own:
                 keys[node] = key.fold_in(own[node][0].name), own[node][1]
             elif node.random:
-                keys[node] = key.fold_in(target.name).fold_in(count), None
-                count += 1
+                keys[node] = key.fold_in(target.name).fold_in(target.draws), None
+                target.draws += 1
     return keys

@@ -123,7 +123,7 @@ class Keyed(Recorder):
         if target is None or into is None or not (met := into.met(target)):
             return self._really(func, args, kwargs, places)
         others = [tensor for tensor in tensors if tensor is not target]
-        self.draw(place for tensor in others if (place := self.places.get(identity(tensor))) and place is not into)
+        self.take(place for tensor in others if (place := self.places.get(identity(tensor))) and place is not into)
         fresh = into.store is None  # before others are asked what they share with it
         random = draws(func, kwargs) or any((store := store_of(other)) and store.random for other in others)
         if random:
@@ -155,7 +155,7 @@ class Keyed(Recorder):
 
     def _really(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: Iterable[Place]) -> Any:
         """Do it, with the values that are there by then."""
-        self.draw(places)
+        self.take(places)
         return super()._see(func, args, kwargs)
 
     def _see_local(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
@@ -203,7 +203,9 @@ class Keyed(Recorder):
             self.check_found()
         fills: list[tuple[str, Tensor, list[Write]]] = []
         targets: dict[torch.device, list[Target]] = {}
+        drawn: dict[Member, Target] = {}
         for place in pending:
+            place.count_draws()
             for member in place.members:
                 if (what := place.overwritten) is not None:
                     shape = tuple(member.whole.shape)
@@ -212,14 +214,24 @@ class Keyed(Recorder):
                 elif (store := place.store) is not None:
                     record = record_of_view(ref(member.whole, store))
                     target = Target(member.name, member.parameter, record, member.parameter)
+                    target.draws, drawn[member] = member.draws, target
                     targets.setdefault(member.parameter.device, []).append(target)
         with without_modes(), torch.no_grad():
             for device, alike in targets.items():
                 draw(alike, lambda target, again: target.tensor, device, self.key, "accelerate")
             fill_writes_(fills, op="accelerate")
+        for member, target in drawn.items():
+            member.draws = target.draws
         for place in pending:
             self.drawn.update(member.name for member in place.members)
             place.end()
+
+    def take(self, places: Iterable[Place]) -> None:
+        """Draw what an operator takes."""
+        places = list(places)
+        self.draw(places)
+        for place in places:
+            place.taken = True
 
     def check_found(self) -> None:
         """Take the names that parameters have by now.

@@ -106,7 +106,7 @@ class KeyedShards(Keyed):
 
     def _shards_really(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: list[Place]) -> Any:
         """Do it with the values that are there by then."""
-        self.draw(places)
+        self.take(places)
         real, options = tree_map(lambda leaf: _real(leaf, func), (args, kwargs))
         for tensor in written_by(func, real, options):
             if is_sharded(tensor):

@@ -26,6 +26,7 @@ class Member:
         whole: itself; of a sharded one, a tensor without memory in the place of its whole.
         local: of a sharded one, what this rank has,
         boxes: and where in the whole that is.
+        draws: how many operators have drawn for what is there by now, each from a key of its number.
     """
 
     def __init__(self, site: Site) -> None:
@@ -33,6 +34,7 @@ class Member:
         self.whole: Tensor = self.parameter
         self.local: Tensor | None = None
         self.boxes: tuple[Box, ...] = ()
+        self.draws = 0
         called = f"accelerate: parameter {self.name}"
         shard: Any = self.parameter
         if is_sharded(shard):
@@ -63,10 +65,16 @@ class Member:
 
 
 class Place:
-    """A storage with parameters in it."""
+    """A storage with parameters in it.
+
+    Attributes:
+        on_data: whether what is written down begins with what was there,
+        taken: and whether operators have taken values that were drawn, and so may bring them back.
+    """
 
     def __init__(self) -> None:
         self.members: list[Member] = []
+        self.on_data = self.taken = False
         self.overwritten: Distribution | None = (
             None  # with what, if that is all that was done to it since it was last drawn
         )
@@ -98,8 +106,8 @@ class Place:
         """Write down what is done from now on; if that is asked for, to what is there now."""
         if (store := self.store) is None:
             whole = self.members[0].whole
-            with_data = on_data or len(self.members) > 1
-            store = self._store = known(whole) if with_data else Store(whole.untyped_storage())
+            self.on_data = on_data or len(self.members) > 1
+            store = self._store = known(whole) if self.on_data else Store(whole.untyped_storage())
             store.defer(f"{self.members[0].name} of shape {tuple(whole.shape)}")
         return store
 
@@ -118,6 +126,12 @@ class Place:
     def covered(self) -> bool:
         """Whether what was there before is of no importance any more, or known."""
         return self.store is not None and any(node.overwrites(self.store) for node in self.store.nodes)
+
+    def count_draws(self) -> None:
+        """From the first again, where nothing is left of what was drawn before: the same bits as if that had not been."""
+        if not self.taken and (self.overwritten is not None or (self.covered and not self.on_data)):
+            for member in self.members:
+                member.draws = 0
 
     @property
     def described(self) -> bool:
