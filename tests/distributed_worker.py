@@ -1115,6 +1115,10 @@ OWN = {
     "by a part of itself": lambda w: (w.normal_(), w.add_(w[:1] * 2)),
     "by its norm": lambda w: (w.uniform_(), w.div_(w.norm())),
     "xinit": lambda w: xinit.kaiming_normal_(w),
+    "orthogonal rows": lambda w: (w.zero_(), nn.init.orthogonal_(w[1:3]), nn.init.orthogonal_(w[3:5], gain=2)),
+    "sparse columns": lambda w: (w.zero_(), nn.init.sparse_(w[:, 1:3], 0.5)),
+    "its values times": lambda w: (w.normal_(), setattr(w, "data", w.data * 0.5)),
+    "exponential_": lambda w: w.exponential_(),
     "another key": lambda w: (w.normal_(), xinit.orthogonal_(w, key=KEY.fold_in("another"))),
     "looked at": lambda w: (w.uniform_(), look(w), w[1:3].zero_(), w.mul_(2)),
 }

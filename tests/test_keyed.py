@@ -81,6 +81,12 @@ def padded(m):
     m.w.data[3].zero_()
 
 
+def its_own_rows(m):
+    m.w.normal_()
+    m.w[:4] = m.w[4:8] * 2
+    m.w.copy_(m.w * 0.3)
+
+
 def templates(m):
     m.v.uniform_()
     m.w.copy_(m.v.expand(ROWS, COLUMNS) * 2)
@@ -115,6 +121,8 @@ BODIES = {
     "masked": masked,
     "normalised": normalised,
     "of another one": templates,
+    "its values times": lambda m: (m.w.normal_(), m.w.copy_(m.w * 0.3)),
+    "its data times": lambda m: (m.w.normal_(), setattr(m.w, "data", m.w.data * 0.3)),
     "bernoulli_": lambda m: m.w.bernoulli_(0.3),
     "geometric_": lambda m: m.w.exponential_(),
     "xinit.normal_": lambda m: xinit.normal_(m.w, std=0.02),
@@ -157,6 +165,16 @@ def test_a_look_changes_nothing(name):
     assert torch.equal(torch.tensor(seen[0]), model.w)
     assert seen[1] == model.w.sum().item()
     equal(model, expected(body))
+
+
+def test_what_a_parameter_gives_to_itself():
+    """A part that is made of another one stays so."""
+    model = Layer()
+    with xinit.accelerate(key=KEY, model=model):
+        quietly(its_own_rows)(model)
+    for weight in model.w.detach(), expected(quietly(its_own_rows)).w.detach():
+        assert torch.allclose(weight[:4], weight[4:8] * 2)
+        assert weight[8:].std() == pytest.approx(0.3, rel=0.2)
 
 
 def test_noise_upon_noise_is_another():

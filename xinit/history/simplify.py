@@ -69,7 +69,12 @@ def fills(store: Store, time: int) -> Drawn | None:
             if source.store is not store:
                 if (carried := _carried(source, target, node.time)) is None or not carried[1].isdisjoint(sources):
                     return None
-                drawn, sources = ([] if target.whole() else drawn) + carried[0], sources | carried[1]
+                if target.whole():  # of what it held itself nothing else is left
+                    drawn, sources = carried[0], carried[1] - {store}
+                elif store in carried[1]:
+                    return None
+                else:
+                    drawn, sources = drawn + carried[0], sources | carried[1]
             if node.func not in COPIES:
                 alone = len(drawn) == 1 and drawn[0][0][2:] == target[2:]
                 after = [(view, other) for view, what in drawn if (other := _transformed(what, node))]

@@ -25,6 +25,14 @@ from xinit.distributions import Distribution
 from xinit.subclasses import plain
 
 _aten = torch.ops.aten
+# They draw each element of their first argument anew, as no distribution of xinit's describes.
+REDRAWS = frozenset(
+    getattr(getattr(_aten, name), overload)
+    for name, overload in (
+        *((name, "default") for name in ("cauchy_", "exponential_", "geometric_", "log_normal_", "random_")),
+        *(("bernoulli_", "float"), ("random_", "to"), ("random_", "from")),
+    )
+)
 _clock = itertools.count()
 _addresses = itertools.count(1 << 56, 1 << 40)  # beyond what processes have, further apart than any storage is long
 
@@ -130,6 +138,8 @@ class Node:
         """Whether nothing of what the storage held before is left."""
         if self.fill:
             return self.fill[0].whole()
+        if self.func in REDRAWS:
+            return bool(self.args[0].store is store and self.args[0].whole())
         if self.func is _aten.copy_.default:
             target, source = self.args[:2]
             return bool(

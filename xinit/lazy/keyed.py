@@ -36,6 +36,7 @@ from xinit.subclasses import plain
 
 _aten = torch.ops.aten
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 # What looks at memory by other ways than operators: of its first argument, of all in a list.
 _LOOKS = frozenset(
     (
@@ -84,6 +85,10 @@ class Keyed(Recorder):
 
     def _whole_of(self, shard: Any) -> Tensor | None:
         raise NotImplementedError
+
+    def is_part(self, shard: Any) -> bool:
+        """Whether it is a sharded parameter, or made of such."""
+        return self._whole_of(shard) is not None
 
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_paused() or (func.is_view and not self._any_sharded(args)):
@@ -294,6 +299,8 @@ class Looks(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func == _IS_META and is_sharded(args[0]) and self.keyed.is_part(args[0]):
+            return False  # or torch.nn.init would leave it as it is
         if func in _LOOKS or func in _COLLECTS:
             for leaf in tree_leaves(args):
                 if isinstance(leaf, Tensor) and plain(leaf):
@@ -317,8 +324,8 @@ def _filled(func: Any, rest: tuple[Any, ...], dtype: torch.dtype) -> Distributio
     return what if what is not None and sound(what, dtype) else None
 
 
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device
+def _kind(tensor: Any) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device_mesh if is_sharded(tensor) else tensor.device
 
 
 def draws(func: Any, kwargs: dict[str, Any]) -> bool:

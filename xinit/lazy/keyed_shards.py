@@ -21,7 +21,7 @@ from xinit.dtensor import answered, check_view, is_sharded
 from xinit.history.operators import EMPTY, FACTORIES, VIEWS, told
 from xinit.history.operators import written as written_by
 from xinit.history.recorder import is_recording
-from xinit.history.storages import ordinary_tensors, ref, store_of
+from xinit.history.storages import REDRAWS, ordinary_tensors, ref, store_of
 from xinit.keys import Key
 from xinit.lazy.keyed import Keyed, Looks, check_generator, draws
 from xinit.lazy.places import Place, identity, like
@@ -86,7 +86,7 @@ class KeyedShards(Keyed):
         try:
             if not others and self._fill(func, given, options) is not None:
                 return True
-            overwrites = func is _aten.copy_.default and ref(target, into.store).whole()
+            overwrites = (func is _aten.copy_.default or func in REDRAWS) and ref(target, into.store).whole()
             if fresh and not random and not overwrites and not any(map(store_of, others)):
                 return False
             covered = into.covered or overwrites
