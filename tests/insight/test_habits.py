@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import SMALL, batch, of_transformers, tokens
+from networks import SMALL, batch, deep, of_transformers, tokens
 from torch import nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, prune
@@ -238,3 +238,35 @@ def test_a_function_without_a_slope_is_not_the_fault_of_the_layer_behind_it():
     (flag,) = xinit.diagnose(Rounds(), batch(16, 8)).flags
     assert (flag.kind, flag.layer) == ("vanishing", "first")
     assert "without a slope" in flag.cause
+
+
+def test_saturating_functions_keep_gradients_in_deep_networks():
+    """By the slope that they have at zero, as the guide says of tanh: 5/3 made them explode."""
+    for activation in (nn.Tanh, nn.Hardtanh, nn.Softsign):
+        model = deep(100, activation, xinit.xavier_normal())
+        recipe, x = xinit.recommend(model, batch(64, 64)), batch(64, 64)
+        assert recipe["0.weight"] == xinit.xavier_normal(1.0)
+        assert xinit.diagnose(xinit.init_(model, recipe, KEY), x).sound
+    assert xinit.recommend(nn.Linear(4, 4), batch(4, 4))["weight"] == xinit.kaiming_normal(nonlinearity="linear")
+    signs = nn.Sequential(nn.Linear(4, 4), Sign(), nn.Linear(4, 4))
+    assert xinit.recommend(signs, batch(4, 4))["0.weight"] == xinit.xavier_normal(1.0)  # which has no slope
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return x.sign()
+
+
+def test_a_layer_that_is_not_used_is_one_row():
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    names = [row.name for row in xinit.diagnose(model, batch(4, 3, 16)).rows]
+    assert "self_attn.out_proj" in names
+    assert "self_attn.out_proj.bias" not in names
+
+
+def test_quantised_weights_are_measured_as_they_act():
+    quantization = pytest.importorskip("torchao.quantization")
+    model = xinit.init_(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), "torch", KEY)
+    plain = xinit.diagnose(model, batch(16, 64)).rows[0].weight_std
+    quantization.quantize_(model[0], quantization.Int8WeightOnlyConfig())
+    assert xinit.diagnose(model, batch(16, 64)).rows[0].weight_std == pytest.approx(plain, rel=0.02)

@@ -32,7 +32,7 @@ def test_what_follows_decides():
         "first.weight": "relu", "second.weight": "tanh", "fourth": "silu"
     }  # fmt: skip
     assert recipe["first.weight"] == xinit.kaiming_normal(nonlinearity="relu")
-    assert recipe["second.weight"] == xinit.xavier_normal(1.6667)
+    assert recipe["second.weight"] == xinit.xavier_normal(1.0)
     assert recipe["third.weight"] == xinit.kaiming_normal(nonlinearity="linear")
     assert recipe["norm.weight"] == xinit.ones()
     assert recipe["head.weight"].resolve((4, 16)).std == 0.25

@@ -155,7 +155,9 @@ def _named(name: str) -> Function:
     function = None if name.startswith("_") else getattr(F, name, None)
     if callable(function) and not isinstance(function, type):
         return function  # type: ignore[no-any-return]
-    near = get_close_matches(name.lower(), [known for known in dir(F) if known[0].islower()], 1)
+    near = get_close_matches(
+        name.lower(), [known for known in dir(F) if known[0].islower() and callable(getattr(F, known))], 1
+    )
     raise ValueError(f"Unsupported nonlinearity {name}: {f'{near[0]} is one; ' if near else ''}{_WAYS}")
 
 

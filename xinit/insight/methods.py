@@ -13,6 +13,8 @@ from xinit.observe.activations import Activation
 from xinit.observe.flow import Layer
 from xinit.scaling import calculate_gain
 
+_STEP = 10.0  # a slope that belongs to a jump
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -49,14 +51,21 @@ def suited(layer: Layer, scale: float = 1.0, own_std: float | None = None) -> Me
     if scale != 1 or axes:
         gain = _gain(kind) * scale
         return Method("variance_scaling", (round(gain * gain, 4), "fan_in", "normal"), axes)
-    if kind is not None and not kind.rectifies and math.isfinite(kind.low + kind.high):
-        return Method("xavier_normal", (round(max(_gain(kind), 1 / kind.slope), 4),))
+    if kind is not None and _saturates(kind):
+        return Method("xavier_normal", (round(_gain(kind), 4),))
     return Method("kaiming_normal", (), (("nonlinearity", kind.nonlinearity if kind else "linear"),))
 
 
 def _gain(kind: Activation | None) -> float:
-    """What an activation calls for: by torch's table, or else so that it passes on what it gets."""
-    return 1.0 if kind is None else calculate_gain(kind.nonlinearity)
+    """What an activation calls for: that it passes on what it gets; or, of one that saturates, gradients, by its slope at zero.
+    With torch's 5 / 3 for tanh they grow from layer to layer."""
+    if kind is None:
+        return 1.0
+    return round(1 / kind.slope, 2) if _saturates(kind) and kind.slope < _STEP else calculate_gain(kind.nonlinearity)
+
+
+def _saturates(kind: Activation) -> bool:
+    return not kind.rectifies and math.isfinite(kind.low + kind.high)
 
 
 def _axes(layer: Layer) -> tuple[tuple[str, Any], ...]:

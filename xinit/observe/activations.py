@@ -55,6 +55,7 @@ def probe(call: Callable[[Tensor], Tensor], name: str) -> Activation | None:
         values = call(grid.clone())
         turned = call(grid.flip(0)).flip(0)
         part = call(grid[100:200].clone())
+        beside_zero = call(torch.tensor((-1.0, 1.0), device="cpu") / 1024)
     except Exception:
         return None
     if not isinstance(values, Tensor) or values.shape != grid.shape or not values.isfinite().all():
@@ -74,7 +75,7 @@ def probe(call: Callable[[Tensor], Tensor], name: str) -> Activation | None:
     high = math.inf if last == len(slopes) - 1 else float(grid[last + 1])
     at_zero, lowest = float(values[len(grid) // 2]), float(values[0])
     rectifies = low > -math.inf and (math.isinf(high) or (abs(at_zero) < 1e-3 and abs(lowest) < 1e-3))
-    slope = float(slopes[len(slopes) // 2].abs())
+    slope = 512 * abs(float(beside_zero[1] - beside_zero[0]))
     return Activation(_known_as(values) or name, low, high, slope or 1.0, rectifies, call)
 
 

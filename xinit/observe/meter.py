@@ -12,6 +12,7 @@ from torch import Tensor
 from xinit._torch import local_tensor
 from xinit.dtensor import is_sharded
 from xinit.parallel.ranks import Ranks
+from xinit.subclasses import wraps
 
 PART = 2**16  # elements, of which something is computed that takes memory
 
@@ -106,6 +107,8 @@ def parts(values: Tensor) -> Sequence[Tensor]:
 def local(tensor: Tensor) -> Tensor:
     """What this rank has of it, as real numbers of a dtype that can be summed."""
     values = tensor.detach()
+    if wraps(values) and hasattr(values, "dequantize"):
+        values = values.dequantize()
     if is_sharded(values):
         values = local_tensor(_settled(values))
     if values.is_complex():

@@ -75,7 +75,11 @@ def watched(
     layers = dict.fromkeys(call.layer for call in watch.calls)
     covered = {id(parameter) for layer in layers for parameter in layer.weights.values()}
     for module, weights in layers_of(dict(model.named_modules())).items():
-        layers |= {watch.layer_of(module, leaf): None for leaf, p in weights.items() if id(p) not in covered}
+        for leaf, parameter in weights.items():
+            if id(parameter) not in covered:
+                layer = watch.layer_of(module, leaf)
+                layers[layer] = None
+                covered |= {id(p) for p in layer.weights.values()}
     return Pass(model, watch, meter, ranks, tuple(layers))
 
 
