@@ -1,7 +1,9 @@
 """accelerate(key=, model=): a model's own code, on memory that is there, gives what materialize_() gives, by names."""
 
 import copy
+import io
 import math
+import pickle
 from functools import partial
 
 import pytest
@@ -100,6 +102,7 @@ BODIES = {
     "a detached one": lambda m: m.w.detach().normal_(),
     "data": lambda m: m.w.data.normal_(),
     "new data": by_data,
+    "set_": lambda m: m.w.set_(torch.randn(ROWS, COLUMNS) * 0.1),
     "transposed": lambda m: m.w.t().uniform_(),
     "two parts": two_parts,
     "a row over it": padded,
@@ -190,6 +193,13 @@ def test_noise_upon_noise_is_another():
     assert abs(torch.corrcoef(torch.stack(noises).flatten(1)).fill_diagonal_(0)).max() < 0.25
 
 
+def saved(weight):
+    file = io.BytesIO()
+    torch.save({"w": weight}, file)
+    file.seek(0)
+    return torch.load(file)["w"].detach()
+
+
 def test_every_look_finds_it_drawn():
     wanted = expected(lambda m: init.normal_(m.w)).w
     looks = {
@@ -199,6 +209,8 @@ def test_every_look_finds_it_drawn():
         "deepcopy": lambda w: copy.deepcopy(w).detach(),
         "times": lambda w: w.detach() * 1,
         "into another": lambda w: torch.empty(ROWS, COLUMNS).copy_(w.detach()),
+        "torch.save": saved,
+        "pickle": lambda w: pickle.loads(pickle.dumps(w.detach())),
         "torch.tensor": lambda w: torch.tensor([list(row) for row in w.detach()]),
         "rows": lambda w: torch.stack([row.detach().clone() for row in w]),
     }
@@ -341,6 +353,16 @@ def nested():
     return model, body
 
 
+def shared():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+
+    def body():
+        model[1].weight.data = model[0].weight.data
+        init.normal_(model[0].weight)
+
+    return model, body
+
+
 def unfit():
     model = Layer()
     return model, lambda: (init.normal_(model.v), model.w.detach().normal_(0, -1))
@@ -352,6 +374,7 @@ ERRORS = {
     generator: (ValueError, "draws w from a generator, but the context has a key"),
     others: (RuntimeError, "1 draws went into parameters that are not the model's, the first of shape .20, 15."),
     nested: (RuntimeError, "within another accelerate"),
+    shared: (RuntimeError, "1.weight the memory of 0.weight"),
     unfit: (RuntimeError, "std"),
 }
 

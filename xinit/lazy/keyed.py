@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xinit._torch import local_tensor, schema_of, tree_leaves, without_modes
+from xinit._torch import DisableTorchFunction, local_tensor, schema_of, tree_leaves, without_modes
 from xinit.distributions import Distribution
 from xinit.dtensor import is_sharded
 from xinit.history.operators import EMPTY, FACTORIES, FILLS, VIEWS, distribution, tensors_of
@@ -36,12 +36,15 @@ from xinit.subclasses import plain
 
 _aten = torch.ops.aten
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_SETS = frozenset(
+    getattr(_aten.set_, name) for name in ("source_Tensor", "source_Storage", "source_Storage_storage_offset")
+)
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 # What looks at memory by other ways than operators: of its first argument, of all in a list.
 _LOOKS = frozenset(
     (
         *(Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist, Tensor.__repr__, Tensor.storage),
-        *(Tensor.data_ptr, Tensor.share_memory_, Tensor.__reduce_ex__),
+        *(Tensor.data_ptr, Tensor.share_memory_, Tensor.__reduce_ex__, Tensor.untyped_storage),
     )
 )
 _COLLECTS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
@@ -64,8 +67,10 @@ class Keyed(Recorder):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in FILLS and not is_paused() and self._overwrite(func, args, kwargs or {}):
-            return args[0] if schema_of(func).returns else None
+        if func in FILLS and not is_paused():
+            with DisableTorchFunction():
+                if self._overwrite(func, args, kwargs or {}):
+                    return args[0] if schema_of(func).returns else None
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _overwrite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -93,6 +98,11 @@ class Keyed(Recorder):
     def _see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_paused() or (func.is_view and not self._any_sharded(args)):
             return func(*args, **kwargs)
+        if func in _SETS and not self._any_sharded(args) and identity(args[0]) in self.places:
+            if func is not _aten.set_.source_Tensor or _kind(args[0]) != _kind(args[1]):
+                return func(*args, **kwargs)  # which check_found() sees
+            self.check_not_shared(*args)
+            func = _aten.copy_.default
         tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_of(value)]
         if any(map(is_sharded, tensors)):
             self.written = self.written or bool(schema_of(func).is_mutable)
@@ -238,6 +248,18 @@ class Keyed(Recorder):
         for place in places:
             place.taken = True
 
+    def check_not_shared(self, parameter: Any, data: Any) -> None:
+        """Raise a RuntimeError if a parameter is to have the memory of another one."""
+        into, other = (
+            next(iter(self.places_at(local_tensor(tensor) if is_sharded(tensor) else tensor)), None)
+            for tensor in (parameter, data)
+        )
+        if into is not None and other is not None and into is not other:
+            raise RuntimeError(
+                f"accelerate: this gives {into.members[0].name} the memory of {other.members[0].name}: tie parameters before the "
+                f"context, as by one.weight = other.weight, or copy values, by copy_"
+            )
+
     def check_found(self) -> None:
         """Take the names that parameters have by now.
 
@@ -306,6 +328,7 @@ class Looks(TorchFunctionMode):
                 if isinstance(leaf, Tensor) and plain(leaf):
                     self.keyed.draw(self.keyed.places_at(leaf))
         if func == _SET_DATA and self._is_member(args[0]) and _kind(args[0]) == _kind(args[1]):
+            self.keyed.check_not_shared(*args)
             with torch.no_grad():
                 args[0].copy_(args[1])
             return None
