@@ -111,6 +111,19 @@ def test_what_training_moves():
     assert set(states(trained(xinit.init_(nn.Linear(1000, 32), "torch", KEY), x)).values()) == {"trained"}
 
 
+def test_steps_that_bfloat16_rounds_away():
+    """At a warm-up's learning rate only the smallest weights move, here and there."""
+    torch.manual_seed(0)
+    recipe = {"*": xinit.normal(std=0.05)}
+    model = xinit.init_(mlp().bfloat16(), recipe, KEY)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-6)
+    model(torch.randn(32, 64, dtype=torch.bfloat16)).square().mean().backward()
+    optimizer.step()
+    found = xinit.verify(model, KEY, recipe)
+    assert max(row.changed for row in found.rows if row.shape[1:]) < 0.05
+    assert not found.names("corrupt")
+
+
 def lose(weight):
     weight[3, 5] = torch.nan
 

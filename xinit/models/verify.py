@@ -28,6 +28,7 @@ from xinit.subclasses import held
 
 _BLOCK = 2**20  # elements that are drawn and compared at a time: 5 doubles and two masks for each stay below 64 MiB
 _FEW = 0.05  # of the elements of rows, or columns, in which any has changed: training changes most of them
+_HERE_AND_THERE, _SMALL = 1e-3, 1e-2  # of the elements, and of the root mean square of what was drawn
 _COUNTED = 256  # elements from which on a correlation tells something
 
 
@@ -97,9 +98,9 @@ def verify(
 
     A parameter whose bits are all those drawn is "drawn". One that training has moved is finite, has moved whole rows
     or columns, and for long resembles what it began as. It is "corrupt" if it holds NaN or infinity that was not drawn;
-    if only a few scattered elements differ, as after a fault of memory or a file; or if it has nothing in common with what was
-    drawn, like raw memory, another key's values, or another rank's part: its correlation with them is that of chance.
-    After very long training with weight decay a sound parameter may come to look so too.
+    if only a few scattered elements differ, as after a fault of memory or a file, by more than bfloat16 leaves of small steps; or
+    if it has nothing in common with what was drawn, like raw memory, another key's values, or another rank's part: its
+    correlation with them is that of chance. After very long training with weight decay a sound parameter may come to look so too.
 
     Of a sharded model each rank compares what it holds, with no more memory than that takes; the findings are added up over the
     mesh in one all-reduce. All ranks get the same.
@@ -256,6 +257,12 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
+def _rounded(sums: Sums) -> bool:
+    """Whether that is what low precision leaves of small steps: they reach the smallest weights alone, here and there."""
+    small = sums.moved * sums.elements < (_SMALL**2 * sums.changed) * sums.xx
+    return small and sums.changed >= _HERE_AND_THERE * sums.elements
+
+
 def _verdict(site: Site, sums: Sums | None) -> Verified:
     """What the sums say of a parameter; None if nothing is known of what it was."""
     place = site.name, tuple(site.parameter.shape)
@@ -269,7 +276,7 @@ def _verdict(site: Site, sums: Sums | None) -> Verified:
     why = ""
     if sums.lost:
         why = f"{sums.lost:,.0f} of {n:,.0f} elements are NaN or infinite"
-    elif sums.changed and sums.changed < _FEW * sums.near:
+    elif sums.changed and sums.changed < _FEW * sums.near and not _rounded(sums):
         why = f"{sums.changed:,.0f} scattered elements of {n:,.0f} differ, and all others are as drawn"
     elif sums.changed and spreads[0] and n >= _COUNTED and abs(correlation or 0) * math.sqrt(n) < 5:
         why = f"nothing in it resembles what was drawn: a correlation of {correlation or 0:.2g} over {n:,.0f} elements"
