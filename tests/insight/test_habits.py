@@ -270,3 +270,39 @@ def test_quantised_weights_are_measured_as_they_act():
     plain = xinit.diagnose(model, batch(16, 64)).rows[0].weight_std
     quantization.quantize_(model[0], quantization.Int8WeightOnlyConfig())
     assert xinit.diagnose(model, batch(16, 64)).rows[0].weight_std == pytest.approx(plain, rel=0.02)
+
+
+def test_prelu_is_an_activation_that_has_weights():
+    for slopes in (1, 64):
+        layers = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.PReLU(slopes))]
+        model = nn.Sequential(*layers, nn.Linear(64, 10))
+        recipe = xinit.recommend(model, batch(64, 64))
+        assert recipe["0.weight"].resolve((64, 64)).std == pytest.approx(xinit.calculate_gain(nn.PReLU()) / 8, rel=1e-3)
+        assert recipe["1.weight"] == xinit.constant(0.25)
+        report = xinit.diagnose(xinit.init_(model, recipe, KEY), batch(64, 64))
+        assert report.sound
+        assert [(row.type, row.activation, row.calls) for row in report.rows[:2]] == [
+            ("Linear", "PReLU", 1),
+            ("PReLU", "", 1),
+        ]
+        assert report.rows[0].post_rms == pytest.approx(report.rows[1].out_rms)
+
+
+def test_weights_of_zero_behind_biases_that_are_not():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    xinit.init_(model, "torch", KEY)
+    xinit.diagnose(model, batch(16, 8))
+    model[4].weight.data.zero_()
+    assert xinit.diagnose(model, batch(16, 8)).sound  # a head may begin so
+    for module in (model[0], model[2]):
+        module.weight.data.zero_()
+    flags = xinit.diagnose(model, batch(16, 8)).flags
+    assert [(flag.kind, flag.layer) for flag in flags] == [("vanishing", "0"), ("vanishing", "2")]
+    assert "its weights are all zero" in flags[0].cause
+
+
+def test_a_sparse_batch_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"diagnose: input 0 is a torch\.sparse_coo tensor"):
+        xinit.diagnose(nn.Linear(8, 4), batch(4, 8).to_sparse())
+    with pytest.raises(ValueError, match="widths must be at least two different integers"):
+        xinit.coordinate_check(lambda width: nn.Linear(8, width), 16, batch(4, 8))

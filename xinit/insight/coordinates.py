@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -176,7 +176,7 @@ def coordinate_check(
 
 
 def _widths(widths: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(widths)
+    found = tuple(widths) if isinstance(widths, Iterable) else (widths,)
     if any(type(width) is not int or width < 1 for width in found) or len(set(found)) < max(2, len(found)):
         raise ValueError(f"coordinate_check: widths must be at least two different integers above 0, but found {found}")
     return found

@@ -79,6 +79,10 @@ class Findings:
                 if not moments.finite:
                     cause = "it holds NaN or infinity: it was overwritten, or is memory that nothing was written to"
                     self._flag("non-finite", layer, f"{leaf}: {cause}", self._again(layer))
+            silent = fans(layer) is not None and weights.matrices.norm == 0
+            if silent and any(call.activation and self.values[call.left or 0].norm for call in layer.calls):
+                cause = "its weights are all zero: it gives its bias, whatever comes in"
+                self._flag("vanishing", layer, cause, self._again(layer))
             share, width = weights.equal.mean, fans(layer) or (0, 0)
             if layer.calls and share > 0.5 and (width[0] >= 4 or share > 0.99):
                 cause = (

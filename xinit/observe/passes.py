@@ -112,6 +112,8 @@ def check(op: str, model: nn.Module, inputs: Any, kwargs: Any) -> None:
     for name, tensor in ((name, tensor) for name, value in given for tensor in tensors(value)):
         if not tensor.numel():
             raise ValueError(f"{op}: {name}, of shape {tuple(tensor.shape)}, is empty")
+        if tensor.is_floating_point() and tensor.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} is a {tensor.layout} tensor, which is not measured: give a dense one")
         if tensor.is_floating_point() and not (finite := local(tensor).isfinite()).all():
             wrong = int((~finite).sum())
             raise ValueError(f"{op}: {name} holds NaN or infinity, in {wrong:,} of its {tensor.numel():,} elements")

@@ -129,6 +129,8 @@ class Watch(TorchFunctionMode):
             tensor = next((t for t in tensors((args, kwargs)) if t.is_floating_point()), None)
             tag = Tag() if tensor is None else self._tagged(tensor)
             if module in self._owned and sum(p.dim() > 1 for p in self._owned[module].values()) < 2:
+                if isinstance(module, nn.PReLU) and tensor is not None and (kind := self._kind_of(module)) is not None:
+                    self._before(kind, tensor, tag)
                 self._whole.append((module, tag, self._call(self.layer_of(module), tensor, tag)))
             elif is_norm(module):
                 self._whole.append((module, tag, None))
@@ -149,6 +151,9 @@ class Watch(TorchFunctionMode):
                     self._after(what, tag, tensor)
             elif what is not None:
                 self._left(what, output, _padded(module, args, kwargs))
+                before = _latest(tag)
+                if isinstance(module, nn.PReLU) and before is not None and before.activated is None:
+                    before.activated = what.left
             else:
                 for tensor in tensors(output):
                     self._tags[tensor] = Tag(tag.calls, self._one)
@@ -158,7 +163,10 @@ class Watch(TorchFunctionMode):
         if isinstance(module, nn.Identity | nn.Dropout | nn.AlphaDropout) or next(module.buffers(), None) is not None:
             return None
         if module not in self._probed:
-            self._probed[module] = probe(module.forward, type(module).__name__)
+            call: Any = module.forward
+            if isinstance(module, nn.PReLU):  # may have a slope for each unit
+                call = nn.LeakyReLU(float(local(module.weight).mean()))
+            self._probed[module] = probe(call, type(module).__name__)
         return self._probed[module]
 
     # ---- layers ----
