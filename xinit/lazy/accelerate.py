@@ -107,8 +107,8 @@ def accelerate(*, key: Key | None = None, model: nn.Module | None = None, report
     is drawn for no parameter, such as a buffer, has no name for a key, and follows the generators, as within ``deferred``.
 
     What an operator takes of a plain parameter, to overwrite that or another one with it, is drawn by its name by then: after
-    ``w.copy_(w / w.norm())`` values are as sound, but may have other bits than ``deferred`` gives, and a ``v`` that was copied
-    from ``w`` resembles a ``w`` that is drawn again later.
+    ``w.copy_(w / w.norm())`` values are as sound, but may have other bits than ``deferred`` gives, and than sharded parameters
+    have; and a ``v`` that was copied from ``w`` resembles a ``w`` that is drawn again later.
 
     Args:
         key: the model's, for its parameters.
