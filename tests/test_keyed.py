@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from functools import partial
 
 import pytest
@@ -178,6 +179,24 @@ def test_what_a_parameter_gives_to_itself():
     for weight in model.w.detach(), expected(quietly(its_own_rows)).w.detach():
         assert torch.allclose(weight[:4], weight[4:8] * 2)
         assert weight[8:].std() == pytest.approx(0.3, rel=0.2)
+
+
+def test_what_is_drawn_again_after_it_was_copied():
+    """Its name's key gives the same again, of which the copy has the values: said, since torch's would be others."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    def body(again):
+        with torch.no_grad(), xinit.accelerate(key=KEY, model=model):
+            init.normal_(model[0].weight)
+            model[1].load_state_dict(model[0].state_dict())
+            again(model[0].weight)
+
+    with pytest.warns(UserWarning, match="1.weight was made of parameter 0.weight, which was then drawn again"):
+        body(lambda weight: init.normal_(weight, std=2))
+    assert torch.equal(model[0].weight, 2 * model[1].weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        body(lambda weight: (weight[0].zero_(), weight.mul_(3)))
 
 
 def test_noise_upon_noise_is_another():

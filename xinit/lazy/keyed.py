@@ -138,7 +138,10 @@ class Keyed(Recorder):
         if target is None or into is None or not (met := into.met(target)):
             return self._really(func, args, kwargs, places)
         others = [tensor for tensor in tensors if tensor is not target]
-        self.take(place for tensor in others if (place := self.places.get(identity(tensor))) and place is not into)
+        givers = [place for tensor in others if (place := self.places.get(identity(tensor))) and place is not into]
+        self.take(givers)
+        for place in givers:
+            place.given |= dict.fromkeys(member.name for member in met)
         fresh = into.store is None  # before others are asked what they share with it
         random = draws(func, kwargs) or any((store := store_of(other)) and store.random for other in others)
         if random:
@@ -221,6 +224,13 @@ class Keyed(Recorder):
         drawn: dict[Member, Target] = {}
         for place in pending:
             place.count_draws()
+            if place.given and place.repeats:
+                warnings.warn(
+                    f"accelerate: {some([*place.given])} was made of {some([m.name for m in place.members])}, which was then "
+                    f"drawn again, from the same key: draw it once, or do this within deferred()",
+                    stacklevel=2,
+                )
+                place.given.clear()
             for member in place.members:
                 if (what := place.overwritten) is not None:
                     shape = tuple(member.whole.shape)

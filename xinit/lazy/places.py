@@ -69,12 +69,14 @@ class Place:
 
     Attributes:
         on_data: whether what is written down begins with what was there,
-        taken: and whether operators have taken values that were drawn, and so may bring them back.
+        taken: and whether operators have taken values that were drawn, and so may bring them back;
+        given: the names of parameters that such values went into.
     """
 
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.on_data = self.taken = False
+        self.given: dict[str, None] = {}
         self.overwritten: Distribution | None = (
             None  # with what, if that is all that was done to it since it was last drawn
         )
@@ -126,6 +128,13 @@ class Place:
     def covered(self) -> bool:
         """Whether what was there before is of no importance any more, or known."""
         return self.store is not None and any(node.overwrites(self.store) for node in self.store.nodes)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it is drawn by its name's key, from which it may have been before."""
+        nodes = self._store.nodes if self._store else ()
+        fills = [node.fill[1] for node in nodes if node.fill] + [self.overwritten] * (self.overwritten is not None)
+        return any(what is not None and what.name != "constant" for what in fills)
 
     def count_draws(self) -> None:
         """From the first again, where nothing is left of what was drawn before: the same bits as if that had not been."""
