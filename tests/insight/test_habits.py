@@ -301,6 +301,49 @@ def test_weights_of_zero_behind_biases_that_are_not():
     assert "its weights are all zero" in flags[0].cause
 
 
+class Gated(nn.Module):
+    def __init__(self, gate, halves=False):
+        super().__init__()
+        self.gate, self.halves = gate, halves
+        self.first, self.second = nn.Linear(16, 64), nn.Linear(32 if halves else 64, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(self.gate(*x.chunk(2, -1)) if self.halves else self.gate(x))
+
+
+@pytest.mark.parametrize(
+    ("gate", "name"),
+    [
+        (lambda x: x * torch.sigmoid(x), "silu"),
+        (lambda x: x.sigmoid().mul(x), "silu"),
+        (lambda x: x * torch.sigmoid(1.702 * x), "quick_gelu"),
+        (lambda x: x * torch.tanh(nn.functional.softplus(x)), "mish"),
+        (lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3))), "gelu"),
+        (lambda x: torch.relu(x) * torch.relu(x), "relu"),
+        (lambda x: x + torch.tanh(x), "tanh"),
+    ],
+)
+def test_what_gates_itself_is_an_activation_of_its_own(gate, name):
+    x = batch(64, 16)
+    layer = Gated(gate)
+    report = xinit.diagnose(layer, x)
+    assert report.rows[0].activation == name
+    if name not in ("relu", "tanh"):
+        behind = gate(layer.first(x))
+        assert report.rows[0].post_rms == pytest.approx(behind.square().mean().sqrt().item(), rel=1e-3)
+        assert report.rows[0].post_mean == pytest.approx(behind.mean().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("half", [torch.sigmoid, torch.tanh, nn.functional.hardsigmoid])
+def test_what_opens_for_another_half_is_no_activation(half):
+    model = Gated(lambda a, b: a * half(b), halves=True)
+    assert xinit.diagnose(model, batch(64, 16)).rows[0].activation == ""
+    assert "sigmoid" not in str(xinit.recommend(model, batch(64, 16)))
+    gelu = Gated(lambda a, b: a * nn.functional.gelu(b), halves=True)
+    assert xinit.diagnose(gelu, batch(64, 16)).rows[0].activation == "gelu"
+
+
 def test_a_sparse_batch_is_refused_in_words():
     with pytest.raises(ValueError, match=r"diagnose: input 0 is a torch\.sparse_coo tensor"):
         xinit.diagnose(nn.Linear(8, 4), batch(4, 8).to_sparse())

@@ -79,6 +79,25 @@ def probe(call: Callable[[Tensor], Tensor], name: str) -> Activation | None:
     return Activation(_known_as(values) or name, low, high, slope or 1.0, rectifies, call)
 
 
+def self_gated(x: Tensor, result: Tensor) -> Activation | None:
+    """The activation, such as ``x * sigmoid(x)``, that has made a result of x, or of 2 x; None if that is no such one."""
+    some, found = (tensor.detach().flatten()[:1024].float().cpu() for tensor in (x, result))
+    for activation in _self_gated():
+        for scale in 1, 2:
+            if some.any() and torch.allclose(
+                activation.call(scale * some), found, rtol=0.02, atol=1e-3 * float(found.abs().max())
+            ):
+                return activation
+    return None
+
+
+@cache
+def _self_gated() -> list[Activation]:
+    named: dict[str, Any] = {function.__name__: function for function in (F.silu, F.gelu, F.mish, F.hardswish)}
+    named["quick_gelu"] = lambda x: x * torch.sigmoid(1.702 * x)
+    return [found for name, call in named.items() if (found := probe(call, name)) is not None]
+
+
 def _grid() -> Tensor:
     return torch.arange(-_REACH, _REACH + _STEP, _STEP, dtype=torch.float32, device="cpu")
 

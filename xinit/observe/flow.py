@@ -14,6 +14,7 @@ from xinit.observe.activations import Activation
 from xinit.parameters.computed import computed_of
 
 ADDITIONS = frozenset(("add", "add_", "__add__", "__iadd__", "__radd__"))
+MULTIPLICATIONS = frozenset(("mul", "mul_", "__mul__", "__imul__", "__rmul__", "multiply"))
 NORMS = re.compile(r"(native_)?(layer|rms|batch|group|instance)_norm")
 _NORM_TYPE = re.compile(r".*(layer|rms|batch|group|instance)_?norm.*|.*norm(\d?d)?")
 _NO_NORM = re.compile(r".*(weight|spectral|response)_?norm")

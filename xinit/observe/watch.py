@@ -13,10 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from xinit._torch import DisableTorchFunction
-from xinit.observe.activations import NAMES, Activation, probe
+from xinit.observe.activations import NAMES, Activation, probe, self_gated
 from xinit.observe.flow import (
     ADDITIONS,
     MATMULS,
+    MULTIPLICATIONS,
     NORMS,
     PRODUCTS,
     Call,
@@ -62,6 +63,7 @@ class Watch(TorchFunctionMode):
         # Some compute a weight before their module is entered.
         self._by_parameter = {id(module._parameters[leaf]): (module, leaf) for module, leaf in self._computed}
         self._tags: Any = WeakTensorKeyDictionary()
+        self._behind: Any = WeakTensorKeyDictionary()  # what an activation has made, and of which call
         self._whole: list[tuple[nn.Module, Tag, Call | Activation | None]] = []  # modules that are seen as a whole
         self._probed: dict[Any, Activation | None] = {}
         self._handles: list[Any] = []
@@ -86,6 +88,7 @@ class Watch(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
         self._tags.clear()
+        self._behind.clear()
 
     def layer_of(self, module: nn.Module, leaf: str = "") -> Layer:
         """The layer that a module is, or that one of its weights is."""
@@ -226,9 +229,32 @@ class Watch(TorchFunctionMode):
 
     def _after(self, kind: Activation, tag: Tag, result: Tensor) -> None:
         call = _latest(tag)
-        if call is not None and call.activation is kind and call.activated is None:
-            call.activated = self.meter.measure(result)
+        if call is not None and call.activation is not None:
+            if call.activation is kind and call.activated is None:
+                call.activated = self.meter.measure(result)
+            self._behind[result] = call
         self._tags[result] = tag
+
+    def _gate(self, name: str, args: Any, result: Tensor) -> None:
+        """Of a product of what a layer gives with its own activation: an activation of another kind, such as x * sigmoid(x); or
+        none, where the one half opens for the other."""
+        pair = [tensor for tensor in args if isinstance(tensor, Tensor)]
+        calls = [self._behind.get(tensor) for tensor in pair]
+        if len(pair) == 1 and calls[0] is not None:  # 1 + tanh(x)
+            self._behind[result] = calls[0]
+        if name not in MULTIPLICATIONS or len(pair) < 2 or (calls[0] is None) == (calls[1] is None):
+            return
+        other, call = (pair[1], calls[0]) if calls[1] is None else (pair[0], calls[1])
+        tag = self._tags.get(other)
+        if tag is None or tag.calls != {call}:
+            return
+        made = self_gated(local(other), local(result)) if other.shape == result.shape else None
+        if made is None and call.activation.high == math.inf:
+            return  # a ReLU or the like is one by whatever it is multiplied
+        call.activation = call.activated = call.dead = call.saturated = None
+        if made is not None:
+            self._before(made, other, tag)
+            self._after(made, tag, result)
 
     # ---- functions ----
 
@@ -248,6 +274,8 @@ class Watch(TorchFunctionMode):
         if known:
             with torch.no_grad():
                 self._spread(name, args, known, result)
+                if name in MULTIPLICATIONS or name in ADDITIONS:
+                    self._gate(name, args, result)
         return result
 
     def _known(self, tensor: Tensor) -> Tag | None:
