@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from inspect import getsource
@@ -977,6 +978,10 @@ def parts_under_one_name(world):
     else:
         with raises(RuntimeError, "init_: 0 has layer_number 3", "renamed"):
             xinit.init_(stage, "torch", KEY)
+    with xinit.deferred():
+        late = nn.ModuleList([Layer(2 * rank + 1 + i) for i in range(2)])
+    with raises(RuntimeError, "materialize_: 0 has layer_number 3") if rank else nullcontext():
+        xinit.materialize_(late, key=KEY, check=True)
     names = {str(i): str(2 * rank + i) for i in range(2)}
     xinit.init_(xinit.parallel.renamed(stage, names), "torch", KEY, check=True)
 

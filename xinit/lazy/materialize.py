@@ -164,7 +164,6 @@ def _materialize_(
         raise TypeError(f"materialize_: key must be an xinit.Key, but found {type(key).__name__}")
     where = torch.empty(0, device=device or "cpu").device  # with its index
     _check(model, targets, real, unknown)
-    refuse_parts("materialize_", model, ((target.name, target.tensor) for target in targets), check)
     if broken := _broken_ties(model, targets):
         _tie(model, broken)
         targets = [target for target in targets if all(target is not other for _, other in broken)]
@@ -173,6 +172,8 @@ def _materialize_(
     if check:
         shapes = {target.name: target.tensor.shape for target in targets}
         Ranks(model.parameters(), "materialize_").check(key, shapes)
+    # Not before, or a rank that is refused, as a later stage is, would leave the others waiting.
+    refuse_parts("materialize_", model, ((target.name, target.tensor) for target in targets), check)
     elsewhere = [tensor for tensor in real if tensor.device != where]
     on_cpu = offloaded(model) if elsewhere or any(is_sharded(target.tensor) for target in targets) else set()
     # Copied before the fill is launched, which a copy to a GPU would wait for; one from a GPU must be waited for.
