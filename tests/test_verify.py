@@ -239,6 +239,8 @@ def test_bad_input():
         draw(xinit.normal(), 3)
     with pytest.raises(TypeError, match="regenerate: distribution must be a recipe's value, but found str"):
         draw("normal", KEY)
+    with pytest.raises(TypeError, match="regenerate: shape must be a sequence of sizes, but found 5"):
+        xinit.regenerate("weight", 5, torch.float32, xinit.normal(), KEY)
     with pytest.raises(TypeError, match=r"regenerate: window must be an xinit\.Window, but found tuple"):
         draw(xinit.normal(), KEY, (4, 2))
     for window in xinit.Window((4,), (0,)), xinit.Window((4, 3), (1, 0)), xinit.Window((4, 3), (0, -1)):

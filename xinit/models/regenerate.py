@@ -38,7 +38,7 @@ def regenerate(
         a tensor of that shape, contiguous.
 
     Raises:
-        TypeError: if key, distribution or window are not of these types.
+        TypeError: if key, shape, distribution or window are not of these types.
         ValueError: if the distribution does not fit the parameter's shape, or the window its part's.
         NotImplementedError: for a dtype that :mod:`xinit.init` does not fill.
 
@@ -56,6 +56,8 @@ def regenerate(
         raise TypeError(f"regenerate: distribution must be a recipe's value, but found {type(distribution).__name__}")
     if window is not None and not isinstance(window, Window):
         raise TypeError(f"regenerate: window must be an xinit.Window, but found {type(window).__name__}")
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"regenerate: shape must be a sequence of sizes, but found {shape!r}")
     shape = tuple(shape)
     nowhere = (0,) * len(shape)
     window = window or Window(shape, nowhere)
